@@ -1,0 +1,1 @@
+"""The only floor that knows SQL: tables, migrations, statements and connections."""

@@ -1,0 +1,1 @@
+"""One attempt: a Task goes in, an Outcome comes out. No database here."""

@@ -1,0 +1,1 @@
+"""Processes and threads: joins the database with the running of attempts."""
