@@ -51,6 +51,8 @@ _STOP_TIMEOUT = 60.0
 _INTERVAL = 0.005
 _LOG_LIMIT = 10 * 1024 * 1024
 
+_PROC = Path("/proc/self").is_dir()  # not so on macOS
+
 # The caller's environment stays out of the server: PGPORT, PGDATA or a German LC_MESSAGES would get in.
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
@@ -81,6 +83,10 @@ class _Postmaster(NamedTuple):
     port: int
     ready: bool
 
+    @property
+    def socket(self) -> Path:
+        return Path(self.socket_directory, f".s.PGSQL.{self.port}")
+
 
 class _Account(NamedTuple):
     uid: int
@@ -94,9 +100,9 @@ def default_directory() -> Path:
     ``~/Library/Application Support``.
     """
     # The one place outside of the configuration that looks at the environment, and only as Path.home() does.
-    data_home = os.environ.get("XDG_DATA_HOME", "")
-    if os.path.isabs(data_home):
-        return Path(data_home) / "queuedtask"
+    data_home = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if data_home.is_absolute():
+        return data_home / "queuedtask"
     try:
         home = Path.home()
     except RuntimeError as error:
@@ -133,7 +139,7 @@ class EmbeddedServer:
         settings: Mapping[str, str] | None = None,
         database: str = "queuedtask",
     ) -> None:
-        self.directory = Path(os.path.realpath(Path(directory).expanduser()))
+        self.directory = Path(directory).expanduser().resolve()
         self.database = database
         self.settings = dict(settings or {})
         self._bin_dir = bin_dir
@@ -253,7 +259,7 @@ class EmbeddedServer:
 
     def _accepts(self, postmaster: _Postmaster) -> bool:
         try:
-            return _listens(postmaster, os.stat(self._data).st_uid)
+            return _listens(postmaster, self._data.stat().st_uid)
         except FileNotFoundError:
             return False
         except PermissionError as error:
@@ -275,13 +281,13 @@ class EmbeddedServer:
         """Tell whether the process lives and is a server of this directory: pids are used again by others."""
         if pid <= 0:
             return False
-        if os.path.isdir("/proc/self"):
+        if _PROC:
             # A zombie has neither arguments nor a working directory. The latter tells of a server that
             # somebody started by hand, but root in a container may not look at it (CAP_SYS_PTRACE).
             with contextlib.suppress(OSError):
                 if os.fsencode(self._data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                     return True
-                return os.path.samefile(f"/proc/{pid}/cwd", self._data)
+                return Path(f"/proc/{pid}/cwd").samefile(self._data)
             return False
         listed = subprocess.run(
             ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, env=_ENVIRONMENT, check=False
@@ -324,12 +330,10 @@ class EmbeddedServer:
             if time.monotonic() > deadline:
                 raise self._failure(
                     f"has a process ({postmaster.pid}) that takes no connections on"
-                    f" {os.path.join(postmaster.socket_directory, _SOCKET_NAME)}; stop it with"
+                    f" {postmaster.socket}; stop it with"
                     " `python -m queuedtask db stop` and try again"
                 )
-            if postmaster.ready and not os.path.exists(
-                os.path.join(postmaster.socket_directory, _SOCKET_NAME)
-            ):
+            if postmaster.ready and not postmaster.socket.exists():
                 deadline = min(
                     deadline, time.monotonic() + 2
                 )  # a cleaned temporary directory does not come back
@@ -354,7 +358,7 @@ class EmbeddedServer:
     def _clear_traces(self, postmaster: _Postmaster) -> None:
         """Delete the lock files of a dead server: PostgreSQL believes them when their pid lives again."""
         (self._data / "postmaster.pid").unlink(missing_ok=True)
-        if _is_private(postmaster.socket_directory, os.stat(self._data).st_uid):
+        if _is_private(postmaster.socket_directory, self._data.stat().st_uid):
             for name in (_SOCKET_NAME, f"{_SOCKET_NAME}.lock"):
                 Path(postmaster.socket_directory, name).unlink(missing_ok=True)
 
@@ -399,10 +403,9 @@ class EmbeddedServer:
         arguments = [str(self._programs() / "postgres"), "-D", str(self._data)]
         for name, value in {**enforced, **self.settings}.items():
             arguments += ["-c", f"{name}={value}"]
-        with open(
-            os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab"
-        ) as log:
-            self._give_to_owner(log.fileno())
+        log = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._give_to_owner(log)
             started = subprocess.run(
                 ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -412,6 +415,8 @@ class EmbeddedServer:
                 check=True,
                 **_as(account),
             )
+        finally:
+            os.close(log)
         return int(started.stdout)
 
     def _await_launched(self, pid: int) -> _Postmaster | None:
@@ -435,6 +440,7 @@ class EmbeddedServer:
         if self._data.exists():
             self._data.rmdir()  # empty, or an error that names it: this is not ours to delete
         fresh = Path(tempfile.mkdtemp(prefix="new-", dir=self.directory)) / "data"
+        said: str | None = None
         try:
             fresh.mkdir(mode=0o700)
             if account is not None:
@@ -444,23 +450,14 @@ class EmbeddedServer:
             if self.settings.get("fsync") == "off":
                 options.append("--no-sync")
             for locale in ("C.UTF-8", "C"):
-                made = subprocess.run(
-                    [str(self._programs() / "initdb"), f"--pgdata={fresh}", f"--locale={locale}", *options],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    check=False,
-                    **_as(account),
-                )
-                if made.returncode == 0 or b"locale" not in made.stdout:
+                said = self._initdb(account, [f"--pgdata={fresh}", f"--locale={locale}", *options])
+                if said is None or "locale" not in said:
                     break
-            if made.returncode != 0:
-                said = made.stdout.decode(errors="replace").strip()
+            if said is not None:
                 raise DatabaseUnavailable(
                     f"initdb could not create a PostgreSQL cluster in {self._data}:\n{said}"
                 )
-            with open(fresh / "postgresql.conf", "a", encoding="utf-8") as configuration:
+            with (fresh / "postgresql.conf").open("a", encoding="utf-8") as configuration:
                 configuration.write(_CONFIGURATION)
                 configuration.flush()
                 os.fsync(configuration.fileno())
@@ -468,6 +465,19 @@ class EmbeddedServer:
             _sync(self.directory)
         finally:
             shutil.rmtree(fresh.parent, ignore_errors=True)
+
+    def _initdb(self, account: _Account | None, options: Sequence[str]) -> str | None:
+        """Run initdb; return what it said when it failed."""
+        made = subprocess.run(
+            [str(self._programs() / "initdb"), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            check=False,
+            **_as(account),
+        )
+        return made.stdout.decode(errors="replace").strip() if made.returncode else None
 
     def _check_cluster(self, account: _Account | None) -> None:
         made_by, programs = self._data_version(), self._programs_version()
@@ -477,7 +487,7 @@ class EmbeddedServer:
                 f" PostgreSQL {programs}, which cannot read it. Use programs of version {made_by}, or set"
                 " QUEUE_EMBEDDED_DIR to a new directory (and carry the tasks over with pg_dump)"
             )
-        owner = os.stat(self._data).st_uid
+        owner = self._data.stat().st_uid
         if account is None and owner != os.geteuid():
             raise DatabaseUnavailable(self._not_yours(f"{self._data} is owned by uid {owner}"))
 
@@ -495,22 +505,21 @@ class EmbeddedServer:
         if isinstance(known, str) and _is_private(known, uid):
             return known
         temporary = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir()
-        made = os.path.realpath(tempfile.mkdtemp(prefix=f"queuedtask-{uid}-", dir=temporary))
+        made = Path(tempfile.mkdtemp(prefix=f"queuedtask-{uid}-", dir=temporary)).resolve()
         if account is not None:
             os.chown(made, *account)
-        if not _can_hold_socket(made):
-            os.rmdir(made)
+        if not _can_hold_socket(str(made)):
+            made.rmdir()
             raise DatabaseUnavailable(
                 f"no place for the embedded PostgreSQL's socket: {self._data} and {made} are too long"
             )
-        return made
+        return str(made)
 
     def _forget_socket_directory(self, postmaster: _Postmaster) -> None:
-        if postmaster.socket_directory != str(
-            self._data
-        ) and postmaster.socket_directory == self._read_state().get("socket"):
+        used = postmaster.socket_directory
+        if used != str(self._data) and used == self._read_state().get("socket"):
             with contextlib.suppress(OSError):
-                os.rmdir(postmaster.socket_directory)
+                Path(used).rmdir()
 
     def _ensure_database(self, postmaster: _Postmaster) -> None:
         import psycopg2
@@ -557,7 +566,7 @@ class EmbeddedServer:
         if os.geteuid() != 0:
             return None
         try:
-            there = os.stat(self._data)
+            there = self._data.stat()
         except FileNotFoundError:
             return _system_account()
         if there.st_uid != 0:
@@ -566,13 +575,13 @@ class EmbeddedServer:
         account = _system_account()
         for folder, _, files in os.walk(self._data):
             for name in ("", *files):
-                os.chown(os.path.join(folder, name), *account, follow_symlinks=False)
+                os.chown(Path(folder, name), *account, follow_symlinks=False)
         return account
 
     def _give_to_owner(self, descriptor: int) -> None:
         """Give a file that root made in a user's directory to that user, who could not open it otherwise."""
         if os.geteuid() == 0:
-            there = os.stat(self.directory)
+            there = self.directory.stat()
             os.fchown(descriptor, there.st_uid, there.st_gid)
 
     # ---- the programs
@@ -613,14 +622,14 @@ class EmbeddedServer:
 
     def _write_state(self, **changes: object) -> None:
         fresh = self._state.with_suffix(".new")
-        with open(fresh, "w", encoding="utf-8") as file:
+        with fresh.open("w", encoding="utf-8") as file:
             self._give_to_owner(file.fileno())
             json.dump({**self._read_state(), **changes}, file)
         fresh.replace(self._state)
 
     def _log_tail(self, offset: int = 0, lines: int = 20) -> str:
         try:
-            with open(self._log, "rb") as log:
+            with self._log.open("rb") as log:
                 end = log.seek(0, os.SEEK_END)
                 log.seek(max(offset, end - 16384))
                 return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
@@ -662,7 +671,7 @@ def _listens(postmaster: _Postmaster, owner: int) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(2)
         try:
-            connection.connect(os.path.join(postmaster.socket_directory, f".s.PGSQL.{postmaster.port}"))
+            connection.connect(str(postmaster.socket))
         except (BlockingIOError, TimeoutError):
             return True  # its queue is full: it listens, and is busy
         except (FileNotFoundError, ConnectionError):
@@ -689,7 +698,7 @@ def _is_private(directory: str, owner: int) -> bool:
 def _can_hold_socket(directory: str) -> bool:
     """Tell whether a socket's path there is short enough, and free of what libpq takes as a separator."""
     try:
-        path = os.path.join(directory, _SOCKET_NAME).encode()
+        path = f"{directory}/{_SOCKET_NAME}".encode()
     except UnicodeEncodeError:
         return False
     return len(path) <= _SOCKET_PATH_LIMIT and directory.isprintable() and not set(directory) & set(",:\"'\\")
@@ -706,7 +715,7 @@ def _is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except FileNotFoundError:
-        return not os.path.isdir("/proc/self")
+        return not _PROC
     except OSError:
         return True
 
@@ -757,7 +766,7 @@ def _system_account() -> _Account:
 def _let_through(path: Path, account: _Account) -> None:
     """Add the search bit to those directories above the path that do not let the account through."""
     for folder in path.parents:
-        there = os.stat(folder)
+        there = folder.stat()
         if there.st_uid == account.uid:
             searchable = there.st_mode & stat.S_IXUSR
         elif there.st_gid == account.gid:
@@ -765,7 +774,7 @@ def _let_through(path: Path, account: _Account) -> None:
         else:
             searchable = there.st_mode & stat.S_IXOTH
         if not searchable:
-            os.chmod(folder, stat.S_IMODE(there.st_mode) | stat.S_IXOTH)
+            folder.chmod(stat.S_IMODE(there.st_mode) | stat.S_IXOTH)
 
 
 def _find_programs(bin_dir: Path | None) -> Path:
@@ -783,7 +792,7 @@ def _find_programs(bin_dir: Path | None) -> Path:
         missing = f"there are no PostgreSQL server programs (postgres, initdb) in {bin_dir}"
     for candidate in candidates:
         if (candidate / "postgres").is_file() and (candidate / "initdb").is_file():
-            return Path(os.path.realpath(candidate))
+            return candidate.resolve()
     raise DatabaseUnavailable(missing)
 
 
