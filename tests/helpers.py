@@ -70,15 +70,12 @@ def execute(url: str, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]
 
 def apply_migrations(url: str) -> None:
     """Bring the database to our current schema."""
-    from queuedtask.config import Config
     from queuedtask.db import migrate
-    from queuedtask.db.connections import Database
 
-    database = Database(Config(database_url=url))
-    try:
-        migrate.upgrade(database)
-    finally:
-        database.engine.dispose()
+    with contextlib.closing(raw_connection(url, autocommit=False)) as connection:
+        with connection.cursor() as cursor:
+            migrate.upgrade(cursor)
+        connection.commit()
 
 
 def database_url_of(server: EmbeddedServer, name: str) -> str:
