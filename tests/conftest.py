@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _DIRECTORY = "QUEUEDTASK_TEST_DIRECTORY"  # tells the xdist workers where the run's server is
 _PREFIX = "queuedtask-tests-"
+_MEMORY = Path("/dev/shm")
 
 # A test's database is thrown away, and must not change while a test looks at it.
 _SETTINGS = {
@@ -37,13 +38,14 @@ _SETTINGS = {
     "autovacuum": "off",
     "max_connections": "300",
     "log_checkpoints": "off",
+    "max_wal_size": "128MB",
 }
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         _delete_abandoned()
-        os.environ[_DIRECTORY] = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        os.environ[_DIRECTORY] = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_place())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -100,6 +102,15 @@ def queue(database_url: str) -> Iterator["Queue"]:
         yield queue
 
 
+def _place() -> Path:
+    """Return where the server's directory is made: in memory if there is room (a clone takes 15 ms, not 300)."""
+    with contextlib.suppress(OSError):
+        room = os.statvfs(_MEMORY)
+        if room.f_bavail * room.f_frsize > 2**30 and os.access(_MEMORY, os.W_OK | os.X_OK):
+            return _MEMORY
+    return Path(tempfile.gettempdir())
+
+
 def _delete(directory: Path) -> None:
     with contextlib.suppress(DatabaseUnavailable):
         EmbeddedServer(directory).stop()
@@ -108,7 +119,7 @@ def _delete(directory: Path) -> None:
 
 def _delete_abandoned() -> None:
     """Clear away the servers of runs that were killed."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for directory in [*_MEMORY.glob(f"{_PREFIX}*"), *Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")]:
         with contextlib.suppress(OSError, ValueError):
             if directory.stat().st_uid != os.geteuid():
                 continue
