@@ -67,3 +67,7 @@ class TaskTimeout(BaseException):
 
 class Interrupted(BaseException):
     """Arrive inside a task whose worker must give it back: the task is claimed again, no retry is used."""
+
+
+class NotInTask(QueuedTaskError, RuntimeError):
+    """Say that something was called outside a task that makes sense only inside one."""

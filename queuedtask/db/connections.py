@@ -21,6 +21,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from queuedtask.config import Config
 from queuedtask.db import embedded, migrate
 from queuedtask.db.statement import Cursor, CursorContext
+from queuedtask.errors import DatabaseUnavailable
 
 logger = logging.getLogger("queuedtask.database")
 
@@ -126,11 +127,7 @@ class Database:
 
     def connect(self) -> psycopg2.extensions.connection:
         """Open a connection that belongs to the caller, outside the pool, in autocommit mode."""
-        proxied = self.engine.raw_connection()
-        proxied.detach()
-        connection = cast(psycopg2.extensions.connection, proxied.dbapi_connection)
-        connection.autocommit = True
-        return connection
+        return _detached(self.engine)
 
     def connect_to_listen(self) -> psycopg2.extensions.connection:
         """Open a connection for LISTEN: direct, where a pooler stands before the database (QUEUE_LISTEN_URL)."""
@@ -138,13 +135,9 @@ class Database:
             return self.connect()
         engine = self._engine_for(self.config.listen_url)
         try:
-            proxied = engine.raw_connection()
-            proxied.detach()
+            return _detached(engine)
         finally:
             engine.dispose()
-        connection = cast(psycopg2.extensions.connection, proxied.dbapi_connection)
-        connection.autocommit = True
-        return connection
 
     def close(self) -> None:
         """Close the pooled connections; a later use opens new ones. An engine that the caller brought is left alone."""
@@ -169,9 +162,29 @@ def _ping_after_idling(dbapi_connection: Any, record: Any, proxy: Any) -> None:
         raise exc.DisconnectionError(str(error)) from error
 
 
+def _checkout(engine: Engine) -> PoolProxiedConnection:
+    try:
+        return engine.raw_connection()
+    except (psycopg2.OperationalError, exc.OperationalError, exc.TimeoutError) as error:
+        raise unavailable(error) from error
+
+
+def _detached(engine: Engine) -> psycopg2.extensions.connection:
+    proxied = _checkout(engine)
+    proxied.detach()
+    connection = cast(psycopg2.extensions.connection, proxied.dbapi_connection)
+    connection.autocommit = True
+    return connection
+
+
+def unavailable(error: Exception) -> DatabaseUnavailable:
+    """Return our own error for a server that cannot be reached, on one line."""
+    return DatabaseUnavailable(" ".join(str(getattr(error, "orig", None) or error).split()))
+
+
 @contextmanager
 def _transaction(engine: Engine) -> Iterator[Cursor]:
-    connection = engine.raw_connection()
+    connection = _checkout(engine)
     try:
         yield cast(Cursor, connection.cursor())
         connection.commit()
@@ -184,7 +197,7 @@ def _transaction(engine: Engine) -> Iterator[Cursor]:
 
 @contextmanager
 def _autocommit(engine: Engine) -> Iterator[Cursor]:
-    connection = engine.raw_connection()
+    connection = _checkout(engine)
     driver_connection = cast(Any, connection.dbapi_connection)
     driver_connection.autocommit = True
     try:
@@ -199,10 +212,12 @@ def _autocommit(engine: Engine) -> Iterator[Cursor]:
 
 
 def _abandon(engine: Engine, connection: PoolProxiedConnection, error: BaseException) -> None:
-    """Roll back; when the server is gone, give up this connection and the idle ones that died with it."""
+    """Roll back. When the server is gone, give up this connection and the idle ones that died with it."""
     driver_connection = cast(Any, connection.dbapi_connection)
-    if driver_connection is not None and driver_connection.closed:
-        connection.invalidate(cast(Any, error))
+    if driver_connection.closed:
+        connection.invalidate(error)
         engine.dispose()
-    elif driver_connection is not None and not driver_connection.autocommit:
+        if isinstance(error, Exception):
+            raise unavailable(error) from error
+    elif not driver_connection.autocommit:
         connection.rollback()

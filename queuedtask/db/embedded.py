@@ -657,7 +657,13 @@ class EmbeddedServer:
         except PermissionError as error:
             if self.directory.exists() and self.directory.stat().st_uid != os.geteuid() != 0:
                 raise DatabaseUnavailable(self._not_yours(error)) from error
-            raise DatabaseUnavailable(f"cannot {verb} the embedded PostgreSQL: {error}") from error
+            hint = ""
+            if os.geteuid() == 0:
+                hint = (
+                    f"; started by root, it runs as the account {ACCOUNT!r}, which must be able to read and run"
+                    f" the programs: chmod -R go+rX {self._programs().parent}"
+                )
+            raise DatabaseUnavailable(f"cannot {verb} the embedded PostgreSQL: {error}{hint}") from error
         except (OSError, subprocess.SubprocessError) as error:
             raise DatabaseUnavailable(
                 f"cannot {verb} the embedded PostgreSQL in {self.directory}: {error}"

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Protocol
 
-from sqlalchemy import ARRAY, Column, ColumnElement, Executable, TableValuedAlias, bindparam, cast, func
+from sqlalchemy import ARRAY, ColumnClause, ColumnElement, Executable, TableValuedAlias, bindparam, cast, func
 from sqlalchemy.dialects.postgresql import psycopg2
 from sqlalchemy.sql.type_api import TypeEngine
 
@@ -69,7 +69,7 @@ def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Colu
     return cast(bindparam(name), type_)
 
 
-def rows(name: str, *columns: Column[Any]) -> TableValuedAlias:
+def rows(name: str, *columns: ColumnClause[Any]) -> TableValuedAlias:
     """Return ``unnest(…)`` over one array parameter for each column: many rows in one statement.
 
     The parameter of a column is its name with an s: ``id`` is given as ``ids``.

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Text,
     Update,
     Uuid,
+    all_,
     any_,
     case,
     cast,
@@ -412,6 +413,26 @@ def add_logs(cursor: Cursor, lines: Sequence[LogLine]) -> None:
         messages=[line.message for line in lines],
         seconds=[line.seconds for line in lines],
     )
+
+
+# ------------------------------------------------------------------------------------------- after a lost connection
+
+DISOWN = Statement(
+    "disown",
+    _move(
+        states.RESCUE,
+        tasks.c.claimed_by == parameter("worker", Integer),
+        tasks.c.id != all_(parameter("ids", ARRAY(Uuid))),
+    ).returning(cast(tasks.c.id, Text)),
+)
+
+
+def disown(cursor: Cursor, *, worker: int, known: Sequence[str]) -> int:
+    """Give back what this worker has claimed without knowing it; return how many.
+
+    A connection that breaks during COMMIT leaves it open whether the claim took place.
+    """
+    return len(DISOWN(cursor, worker=worker, ids=list(known)).fetchall())
 
 
 # ------------------------------------------------------------------------------------------------------------ release

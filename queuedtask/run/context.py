@@ -1,0 +1,106 @@
+"""The context: a small JSON document that a task writes while it runs and that people read in the row.
+
+A task's thread changes it, other threads that joined it may too, and the manager takes snapshots to write. Values are
+encoded when they are set, so a snapshot shares nothing with the task's own objects.
+"""
+
+import json
+import threading
+from typing import Any
+
+from queuedtask.model import codec
+
+
+class Context:
+    """One attempt's context, or that of a thread outside any task (then it stays in memory)."""
+
+    __slots__ = ("_changed", "_lock", "_plain", "_taken", "_text", "_urgent", "_waiting")
+
+    def __init__(self, text: str | None = None) -> None:
+        self._text = text
+        self._plain: dict[str, Any] | None = None if text else {}
+        self._lock = threading.Lock()
+        self._changed = False
+        self._urgent = False
+        # Who waits for the next write, and for the one that is under way.
+        self._waiting: list[threading.Event] = []
+        self._taken: list[threading.Event] = []
+
+    def set(self, path: str, value: object, *, auto_commit: bool = True) -> None:
+        """Set the value at a dotted path, making the mappings on the way.
+
+        With ``auto_commit=False`` the change causes no write of its own: it goes along with the next one.
+        Raises ValueError when something on the way is no mapping.
+        """
+        *way, last = _steps(path)
+        plain = codec.to_plain(value)
+        with self._lock:
+            here = self._document()
+            for depth, step in enumerate(way, 1):
+                inner = here.setdefault(step, {})
+                if not isinstance(inner, dict):
+                    raise ValueError(
+                        f"set_context({path!r}): {'.'.join(way[:depth])} holds {inner!r}, which is not a mapping"
+                    )
+                here = inner
+            here[last] = plain
+            self._changed = True
+            self._urgent = self._urgent or auto_commit
+
+    def get(self, path: str | None = None, default: object = None) -> Any:
+        """Return a copy of the value at a dotted path, or of the whole context; the default where there is none."""
+        steps = _steps(path) if path is not None else []
+        with self._lock:
+            here: Any = self._document()
+            for step in steps:
+                if not isinstance(here, dict) or step not in here:
+                    return default
+                here = here[step]
+            return codec.from_plain(here)
+
+    def request_write(self) -> threading.Event:
+        """Ask for a write; the event is set once everything that was set before has been written."""
+        written = threading.Event()
+        with self._lock:
+            self._changed = self._urgent = True
+            self._waiting.append(written)
+        return written
+
+    def take_changes(self, *, also_deferred: bool) -> str | None:
+        """Return the whole context as JSON text when it is due to be written, None when it is not.
+
+        To be followed by :meth:`confirm` or, when the write did not succeed, by :meth:`put_back`.
+        """
+        if not (self._changed if also_deferred else self._urgent):
+            return None
+        with self._lock:
+            self._changed = self._urgent = False
+            self._taken, self._waiting = self._taken + self._waiting, []
+            return codec.dumps(self._document())
+
+    def confirm(self) -> None:
+        """Say that what was taken has been written."""
+        with self._lock:
+            taken, self._taken = self._taken, []
+        for waiter in taken:
+            waiter.set()
+
+    def put_back(self) -> None:
+        """Say that what was taken could not be written: it is due again."""
+        with self._lock:
+            self._changed = self._urgent = True
+            self._taken, self._waiting = [], self._taken + self._waiting
+
+    def _document(self) -> dict[str, Any]:
+        if self._plain is None:
+            stored = json.loads(self._text or "{}")
+            # A row that somebody wrote by hand may hold anything; a context is a mapping.
+            self._plain = stored if isinstance(stored, dict) else {"value": stored}
+        return self._plain
+
+
+def _steps(path: str) -> list[str]:
+    steps = path.split(".") if isinstance(path, str) else [""]
+    if not all(steps):
+        raise ValueError(f"{path!r} is not a path of names joined by dots, such as 'progress.rows'")
+    return [codec.clean_text(step) for step in steps]

@@ -1,0 +1,178 @@
+"""Interrupting a task's own code, and nothing else.
+
+``PyThreadState_SetAsyncExc`` raises an exception in another thread, at that thread's next bytecode boundary, wherever
+that may be. Used carelessly it lands while a result is being written or in the next task. A :class:`Guard` allows it
+only while the task's own code runs: one token is in play, and whoever takes it decides. The thread takes it when the
+code has ended, or before it enters a critical section of ours (:meth:`Guard.hold`); from then on nobody can fire.
+The firing side takes it before it raises; the thread then knows that an exception is under way and absorbs it. No
+lock is involved, because an exception that lands between taking a lock and releasing it would leave it locked.
+
+A coroutine is interrupted by cancelling its asyncio task, which works while it awaits; there the exception in the
+thread stays held back.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final
+
+_set_async_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+_set_async_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)
+_set_async_exception.restype = ctypes.c_int
+
+
+NOTHING: Final = object()
+"""Stands for "has not returned"."""
+
+
+class Guard:
+    """The right to interrupt one attempt; made for each attempt anew, used once."""
+
+    __slots__ = ("_armed", "_cancel", "_depth", "_is_mine", "_sent", "_thread", "_token", "due", "error", "value")
+
+    def __init__(self) -> None:
+        self.value: object = NOTHING
+        """What the called function returned."""
+        self.error: BaseException | None = None
+        """What it raised; None when it returned."""
+        self.due: type[BaseException] | None = None
+        """The interrupt that was asked for, whether or not it reached the code."""
+        # One element while it is in play; list.append and list.pop are atomic.
+        self._token: list[None] = []
+        # The next three belong to the task's thread, which alone reads and writes them.
+        self._armed = False
+        self._is_mine = False
+        self._depth = 0
+        self._thread = 0
+        self._sent = False
+        self._cancel: Callable[[], object] | None = None
+
+    # ------------------------------------------------------------------------------------- in the thread of the task
+
+    def call(self, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call a function, interruptibly; keep what it returned or raised. Never raises anything itself."""
+        self._thread = threading.get_ident()
+        self._armed = True
+        try:
+            try:
+                self._give_token()
+                self.value = function(*args, **kwargs)
+            except BaseException as error:
+                self.error = error
+            self._take_token()
+        except BaseException as error:
+            # Only an interrupt can come here, it comes once, and the function had already ended. An ending that was
+            # recorded stays as it is.
+            if self.error is None and self.value is NOTHING:
+                self.error = error
+        self._armed = False
+        if self._sent:
+            # Nothing is pending any more; make sure of it, for the thread goes on with somebody else's task.
+            _set_async_exception(self._thread, None)
+
+    def run(self, coroutine: Coroutine[Any, Any, object]) -> object:
+        """Run a coroutine in a new event loop, interruptible by cancellation. To be used inside :meth:`call`."""
+        try:
+            # Never given back: the coroutine's end is the end of the attempt.
+            self._take_token()
+        except BaseException:
+            coroutine.close()
+            raise
+
+        async def cancellable() -> object:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            assert task is not None
+            self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+            try:
+                if self.due is not None:
+                    # Asked for between taking the token and the line above. A second cancel before the first one
+                    # has arrived changes nothing.
+                    task.cancel()
+                return await coroutine
+            finally:
+                self._cancel = None
+
+        return asyncio.run(cancellable())
+
+    def hold(self) -> "_Hold":
+        """Return a context manager in which no interrupt lands; one that is asked for meanwhile comes at its end.
+
+        For the library's own critical sections in the task's thread. In other threads it does nothing. It nests.
+        """
+        return _Hold(self)
+
+    def _give_token(self) -> None:
+        """Allow interrupts; raise the one that was asked for while they were not."""
+        self._is_mine = False
+        self._token.append(None)
+        if self.due is not None and self._wins_token():
+            raise self.due
+
+    def _take_token(self) -> bool:
+        """Forbid interrupts, after the one that is under way, if any, has landed; False when it had landed before."""
+        if self._is_mine or self._wins_token():
+            return True
+        while not self._sent:
+            time.sleep(0)
+        # A pending exception is raised at a backward jump. If nothing comes, it has landed before.
+        for _ in range(10):
+            pass
+        return False
+
+    def _wins_token(self) -> bool:
+        try:
+            self._token.pop()
+        except IndexError:
+            return False
+        self._is_mine = True
+        return True
+
+    # --------------------------------------------------------------------------------------------- in another thread
+
+    def fire(self, interrupt: type[BaseException]) -> None:
+        """Interrupt the task's own code if it runs, or as soon as it may be. Acts once; a later call does nothing."""
+        if self.due is not None:
+            return
+        self.due = interrupt
+        if cancel := self._cancel:
+            # A closed event loop: the coroutine has just ended.
+            with contextlib.suppress(RuntimeError):
+                cancel()
+            return
+        try:
+            self._token.pop()
+        except IndexError:
+            return  # Not begun, held, or ended. Whoever gives the token back sees what is due.
+        _set_async_exception(self._thread, interrupt)
+        self._sent = True
+
+
+class _Hold:
+    """See :meth:`Guard.hold`."""
+
+    __slots__ = ("_guard", "_is_active", "_took_token")
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._is_active = guard._armed and guard._thread == threading.get_ident()
+        self._took_token = False
+
+    def __enter__(self) -> None:
+        if self._is_active:
+            guard = self._guard
+            if guard._depth == 0 and not guard._is_mine:
+                self._took_token = guard._take_token()
+            guard._depth += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._is_active:
+            guard = self._guard
+            guard._depth -= 1
+            if self._took_token:
+                guard._give_token()
