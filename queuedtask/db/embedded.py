@@ -658,10 +658,10 @@ class EmbeddedServer:
             if self.directory.exists() and self.directory.stat().st_uid != os.geteuid() != 0:
                 raise DatabaseUnavailable(self._not_yours(error)) from error
             hint = ""
-            if os.geteuid() == 0:
+            if os.geteuid() == 0 and verb == "start":
                 hint = (
-                    f"; started by root, it runs as the account {ACCOUNT!r}, which must be able to read and run"
-                    f" the programs: chmod -R go+rX {self._programs().parent}"
+                    f"; started by root, it runs as the account {ACCOUNT!r}, which must be able to read and"
+                    f" run the programs: chmod -R go+rX {self._programs().parent}"
                 )
             raise DatabaseUnavailable(f"cannot {verb} the embedded PostgreSQL: {error}{hint}") from error
         except (OSError, subprocess.SubprocessError) as error:

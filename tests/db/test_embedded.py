@@ -19,7 +19,6 @@ import pytest
 from helpers import execute, wait_until
 from sqlalchemy import create_engine, text
 
-import queuedtask
 from queuedtask.db import embedded
 from queuedtask.db.embedded import EmbeddedServer, default_directory
 from queuedtask.errors import ConfigError, DatabaseUnavailable
@@ -98,7 +97,7 @@ def script(server: EmbeddedServer, body: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(queuedtask.__path__[0]).parent)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def test_the_first_call_makes_a_server_and_says_so_the_second_uses_it(make: Make, directory: Path) -> None:
