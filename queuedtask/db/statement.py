@@ -28,7 +28,7 @@ class Cursor(Protocol):
 CursorContext = AbstractContextManager[Cursor]
 
 _registry: dict[str, "Statement"] = {}
-_dialect = psycopg2.dialect()
+_dialect = psycopg2.dialect()  # type: ignore[no-untyped-call]
 
 
 class Statement:

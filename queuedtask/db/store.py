@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    ColumnClause,
     ColumnElement,
     Double,
     Integer,
+    TableValuedAlias,
     Text,
     Update,
     Uuid,
@@ -62,21 +64,34 @@ def _ago(seconds: ColumnElement[Any]) -> ColumnElement[Any]:
 # What every move to a state writes besides the state: the dates and owners that the state itself implies.
 _IMPLIED: dict[str, dict[str, Any]] = {
     states.WAITING: {"claimed_by": null(), "date_started": null(), "date_done": null()},
-    states.ENQUEUED: {"claimed_by": null(), "date_started": null(), "date_done": null(), "date_enqueued": CLOCK},
+    states.ENQUEUED: {
+        "claimed_by": null(),
+        "date_started": null(),
+        "date_done": null(),
+        "date_enqueued": CLOCK,
+    },
     states.DOING: {"claimed_by": parameter("worker", Integer), "date_started": null()},
-} | {state: {"date_done": CLOCK} for state in states.FINAL}
+    **{state: {"date_done": CLOCK} for state in states.FINAL},
+}
 
 
-def _move(edge: Edge, *where: ColumnElement[bool], **values: Any) -> Update:
+def _move(
+    edge: Edge, *where: ColumnElement[bool], ended: TableValuedAlias | None = None, **values: Any
+) -> Update:
     """Turn an edge into a guarded UPDATE: the one place that writes ``state``.
 
     A row that is no longer in one of the edge's source states is not touched; for a fenced edge, nor is one that is
-    not this worker's, or that is its own but in a later attempt.
+    not this worker's, or that is its own but in a later attempt than the one that ``ended`` names.
     """
     guards = [*where, _in_state(*edge.sources)]
     if edge.fenced:
-        guards += [tasks.c.claimed_by == parameter("worker", Integer), tasks.c.attempt == _ended.c.attempt]
-    return update(tasks).where(*guards).values({"state": _literal(edge.target), **_IMPLIED[edge.target], **values})
+        assert ended is not None, f"{edge.name} belongs to an attempt"
+        guards += [tasks.c.claimed_by == parameter("worker", Integer), tasks.c.attempt == ended.c.attempt]
+    return (
+        update(tasks)
+        .where(*guards)
+        .values({"state": _literal(edge.target), **_IMPLIED[edge.target], **values})
+    )
 
 
 def _picked(query: Select[Any]) -> ColumnElement[bool]:
@@ -194,54 +209,50 @@ class Ending(NamedTuple):
     """JSON text of the context when it changed since the last write."""
 
 
-_ended = rows(
-    "ended",
-    column("id", Uuid),
-    column("attempt", Integer),
-    column("second", Double),
-    column("context", JSONB),
-    column("result", JSONB),
-    column("error_type", Text),
-    column("error_message", Text),
-    column("error_traceback", Text),
-    column("delay", Double),
-)
+# What every settling statement needs of an ending, and what goes with each edge.
+_ENDED = (column("id", Uuid), column("attempt", Integer), column("second", Double), column("context", JSONB))
+_RESULT = (column("result", JSONB),)
+_ERROR = (column("error_type", Text), column("error_message", Text), column("error_traceback", Text))
+_DELAY = (column("delay", Double),)
 
 
-def _settle(edge: Edge, **values: Any) -> Statement:
+def _settle(edge: Edge, *more: ColumnClause[Any], **values: Any) -> Statement:
     """Make the statement that settles a whole batch of attempts along one edge and returns the accepted ids.
 
-    The ids stand in it twice: the ANY keeps PostgreSQL on the primary key when a table has never been analysed.
+    ``more`` are columns of the endings that are written besides context and start. The ids stand in it twice: the ANY
+    keeps PostgreSQL on the primary key when a table has never been analysed.
     """
-    kept = {
-        "context": func.coalesce(_ended.c.context, tasks.c.context),
-        "date_started": _ago(_ended.c.second),
+    ended = rows("ended", *_ENDED, *more)
+    written = {
+        "context": func.coalesce(ended.c.context, tasks.c.context),
+        "date_started": _ago(ended.c.second),
+        **_IMPLIED[edge.target],
     }
+    for extra in more:
+        if extra.name == "delay":
+            written["date_scheduled"] = CLOCK + ended.c.delay * SECOND
+        else:
+            written[extra.name] = ended.c[extra.name]
     return Statement(
         edge.name,
         _move(
             edge,
             tasks.c.id == any_(parameter("ids", ARRAY(Uuid))),
-            tasks.c.id == _ended.c.id,
-            **{**kept, **_IMPLIED[edge.target], **values},
+            tasks.c.id == ended.c.id,
+            ended=ended,
+            **written,
+            **values,
         ).returning(cast(tasks.c.id, Text)),
     )
 
 
-_error = {name: _ended.c[name] for name in ("error_type", "error_message", "error_traceback")}
-_no_error = dict.fromkeys(_error, null())
 _one_more_failure = tasks.c.failures + literal_column("1")
 
 SETTLE = {
-    states.FINISH: _settle(states.FINISH, result=_ended.c.result, **_no_error),
-    states.FAIL: _settle(states.FAIL, failures=_one_more_failure, **_error),
-    states.RETRY: _settle(
-        states.RETRY,
-        failures=_one_more_failure,
-        date_scheduled=CLOCK + _ended.c.delay * SECOND,
-        **_error,
-    ),
-    states.CALL_OFF: _settle(states.CALL_OFF, **_error),
+    states.FINISH: _settle(states.FINISH, *_RESULT, **dict.fromkeys((c.name for c in _ERROR), null())),
+    states.FAIL: _settle(states.FAIL, *_ERROR, failures=_one_more_failure),
+    states.RETRY: _settle(states.RETRY, *_ERROR, *_DELAY, failures=_one_more_failure),
+    states.CALL_OFF: _settle(states.CALL_OFF, *_ERROR),
     states.HAND_BACK: _settle(states.HAND_BACK),
 }
 
@@ -263,18 +274,24 @@ def settle(cursor: Cursor, endings: Sequence[Ending], *, worker: int) -> set[str
             accepted.update(row[0] for row in statement(cursor, worker=worker, **_columns(batch)).fetchall())
     failed = [e for e in endings if e.decision.is_failed_attempt and e.task.id in accepted]
     if failed:
-        ADD_ATTEMPTS(cursor, worker=worker, outcomes=[e.decision.outcome.kind for e in failed], **_columns(failed))
+        ADD_ATTEMPTS(
+            cursor, worker=worker, outcomes=[e.decision.outcome.kind for e in failed], **_columns(failed)
+        )
     return accepted
 
 
 def _columns(endings: Sequence[Ending]) -> dict[str, list[Any]]:
-    outcomes = [ending.decision.outcome for ending in endings]
-    return {
+    """Return endings column by column; each statement takes those that it names."""
+    columns: dict[str, list[Any]] = {
         "ids": [ending.task.id for ending in endings],
         "attempts": [ending.task.attempt for ending in endings],
         "seconds": [ending.seconds for ending in endings],
         "contexts": [ending.context for ending in endings],
-        "results": [outcome.result for outcome in outcomes],
+    }
+    outcomes = [ending.decision.outcome for ending in endings]
+    if endings[0].decision.edge is states.FINISH:
+        return columns | {"results": [outcome.result for outcome in outcomes]}
+    return columns | {
         "error_types": [outcome.error_type for outcome in outcomes],
         "error_messages": [outcome.error_message for outcome in outcomes],
         "error_tracebacks": [outcome.error_traceback for outcome in outcomes],
@@ -396,7 +413,12 @@ ADD_LOGS = Statement(
         ["queued_task_id", "attempt", "type", "name", "message", "date_created"],
         # The join leaves out lines of tasks that were deleted meanwhile.
         select(
-            _line.c.task_id, _line.c.attempt, _line.c.type, _line.c.name, _line.c.message, _ago(_line.c.second)
+            _line.c.task_id,
+            _line.c.attempt,
+            _line.c.type,
+            _line.c.name,
+            _line.c.message,
+            _ago(_line.c.second),
         ).join_from(_line, tasks, tasks.c.id == _line.c.task_id),
     ),
 )
@@ -483,7 +505,9 @@ REQUEUE = Statement(
             select(tasks.c.id)
             .where(
                 tasks.c.state == any_(parameter("states", ARRAY(Text))),
-                or_(parameter("ids", ARRAY(Uuid)).is_(None), tasks.c.id == any_(parameter("ids", ARRAY(Uuid)))),
+                or_(
+                    parameter("ids", ARRAY(Uuid)).is_(None), tasks.c.id == any_(parameter("ids", ARRAY(Uuid)))
+                ),
                 or_(parameter("name", Text).is_(None), tasks.c.name == parameter("name", Text)),
                 or_(
                     parameter("since", Double).is_(None),
@@ -529,7 +553,9 @@ def requeue(cursor: Cursor, which: Requeue) -> list[str]:
 
     Rows that somebody else is changing at this moment are passed over, so two that run at once share the work.
     """
-    found = REQUEUE(cursor, **which._replace(limit=None)._asdict() | {"states": list(which.states), "limit": which.limit})
+    found = REQUEUE(
+        cursor, **which._replace(limit=None)._asdict() | {"states": list(which.states), "limit": which.limit}
+    )
     return [row[0] for row in found.fetchall()]
 
 
@@ -538,7 +564,10 @@ CLEAR = Statement(
     delete(tasks)
     .where(
         _picked(
-            select(tasks.c.id).where(_in_state(*states.PENDING)).order_by(tasks.c.id).limit(parameter("limit", Integer))
+            select(tasks.c.id)
+            .where(_in_state(*states.PENDING))
+            .order_by(tasks.c.id)
+            .limit(parameter("limit", Integer))
         )
     )
     .returning(cast(tasks.c.id, Text)),
@@ -627,9 +656,10 @@ REBUILD_DEPENDENCIES = Statement(
     upsert(dependencies)
     .from_select(
         ["task", "parent"],
-        select(tasks.c.id, _parent.c.id).select_from(tasks).join(_of_child, true()).join(
-            _parent, _parent.c.id == _of_child.c.parent
-        ),
+        select(tasks.c.id, _parent.c.id)
+        .select_from(tasks)
+        .join(_of_child, true())
+        .join(_parent, _parent.c.id == _of_child.c.parent),
     )
     .on_conflict_do_nothing(),
 )
@@ -651,7 +681,9 @@ RESCUE_ALL = Statement("rescue_all", _move(states.RESCUE))
 RETIRE_ALL_WORKERS = Statement(
     "retire_all_workers",
     update(workers).values(
-        is_running=literal_column("false"), active_workers=literal_column("0"), idle_workers=literal_column("0")
+        is_running=literal_column("false"),
+        active_workers=literal_column("0"),
+        idle_workers=literal_column("0"),
     ),
 )
 

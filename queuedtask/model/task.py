@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -52,11 +51,6 @@ class TaskOptions(NamedTuple):
     priority: int | None = None
     timeout: float | None = None
     max_retries: int | None = None
-
-    def merged(self, other: "TaskOptions | Mapping[str, object]") -> "TaskOptions":
-        """Return these options with whatever the other ones give in their place."""
-        given = other._asdict() if isinstance(other, TaskOptions) else other
-        return self._replace(**{name: value for name, value in given.items() if value is not None})
 
 
 class _Clock:

@@ -32,7 +32,6 @@ class Attempt:
         "log",
         "options",
         "should_abort",
-        "slot",
         "task",
         "timeout",
         "wake_manager",
@@ -55,8 +54,6 @@ class Attempt:
         self.deadline: float | None = None
         self.is_start_unwritten = True
         """The row does not say yet when the task's own code began."""
-        self.slot = 0
-        """Which thread of the worker runs it, from 1; 0 while none does."""
 
     def begin(self, options: TaskOptions, default_timeout: float) -> None:
         """Start the clock: the task's own code is about to run."""

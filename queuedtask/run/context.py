@@ -80,6 +80,8 @@ class Context:
 
     def confirm(self) -> None:
         """Say that what was taken has been written."""
+        if not self._taken:
+            return
         with self._lock:
             taken, self._taken = self._taken, []
         for waiter in taken:
@@ -100,7 +102,7 @@ class Context:
 
 
 def _steps(path: str) -> list[str]:
-    steps = path.split(".") if isinstance(path, str) else [""]
+    steps = path.split(".")
     if not all(steps):
         raise ValueError(f"{path!r} is not a path of names joined by dots, such as 'progress.rows'")
     return [codec.clean_text(step) for step in steps]

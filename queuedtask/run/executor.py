@@ -40,7 +40,9 @@ class Resolver:
         return found
 
 
-def execute(attempt: Attempt, resolve: Resolve, *, default_timeout: float, on_begin: Callable[[Attempt], None]) -> Outcome:
+def execute(
+    attempt: Attempt, resolve: Resolve, *, default_timeout: float, on_begin: Callable[[Attempt], None]
+) -> Outcome:
     """Run one attempt in this thread and return how it ended. Whatever the task does, this returns.
 
     ``on_begin`` is called just before the task's own code begins, when the attempt's deadline is known.
@@ -64,7 +66,9 @@ def execute(attempt: Attempt, resolve: Resolve, *, default_timeout: float, on_be
         attempt.log.close()
 
 
-def _run(guard: Guard, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+def _run(
+    guard: Guard, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> object:
     returned = function(*args, **kwargs)
     return guard.run(returned) if inspect.iscoroutine(returned) else returned
 

@@ -93,7 +93,12 @@ class TaskLogHandler(logging.Handler):
             return
         with attempt.guard.hold():
             attempt.log.append(
-                Line(record.levelname.lower()[:50], clean_text(record.name, 1000), _message(record), time.monotonic())
+                Line(
+                    record.levelname.lower()[:50],
+                    clean_text(record.name, 1000),
+                    _message(record),
+                    time.monotonic(),
+                )
             )
 
 

@@ -32,7 +32,18 @@ NOTHING: Final = object()
 class Guard:
     """The right to interrupt one attempt; made for each attempt anew, used once."""
 
-    __slots__ = ("_armed", "_cancel", "_depth", "_is_mine", "_sent", "_thread", "_token", "due", "error", "value")
+    __slots__ = (
+        "_armed",
+        "_cancel",
+        "_depth",
+        "_is_mine",
+        "_sent",
+        "_thread",
+        "_token",
+        "due",
+        "error",
+        "value",
+    )
 
     def __init__(self) -> None:
         self.value: object = NOTHING

@@ -192,7 +192,9 @@ class Link:
             self._listen_backoff.failed()
             if not self._was_deaf:
                 logger.warning(
-                    "cannot listen, polling every %g s instead: %s", self._config.polling_interval, _line(error)
+                    "cannot listen, polling every %g s instead: %s",
+                    self._config.polling_interval,
+                    _line(error),
                 )
             self._was_deaf = True
             return

@@ -49,12 +49,31 @@ NEVER: Final = float("inf")
 
 
 class _Settling(NamedTuple):
-    """An ending on its way into the database; kept until it is there."""
+    """What becomes of a task, on its way into the database; kept until it is there."""
 
-    attempt: Attempt
+    task: Task
     decision: Decision
-    context: str | None
-    lines: list[Line]
+    attempt: Attempt | None = None
+    """None for a task that was handed back before a slot took it."""
+    context: str | None = None
+    lines: Sequence[Line] = ()
+
+    @classmethod
+    def of(cls, attempt: Attempt, decision: Decision) -> "_Settling":
+        """Take the last changes of an attempt's context and log along."""
+        return cls(
+            attempt.task,
+            decision,
+            attempt,
+            attempt.context.take_changes(also_deferred=True),
+            attempt.log.take() if attempt.log else (),
+        )
+
+    def ending(self) -> Ending:
+        """Return what goes into the row."""
+        return Ending(
+            self.task, self.decision, self.attempt.seconds() if self.attempt else None, self.context
+        )
 
 
 class Manager:
@@ -67,13 +86,18 @@ class Manager:
         self._waker = Waker()
         self._link = Link(queue.database, queue.config, on_return=self._take_stock)
         self._resolve = Resolver(lambda: self._config.function_aliases)
-        self._pool = Pool(self._execute, on_end=self._ended, idle_timeout=lambda: self._config.worker_idle_timeout)
+        self._pool = Pool(
+            self._execute,
+            on_end=self._ended,
+            wake_manager=self._flush_wanted,
+            idle_timeout=lambda: self._config.worker_idle_timeout,
+        )
         self._pace = Pace()
         self.id = 0
         """The worker's row and owner token, once it has started."""
         self.refused = 0
         """How many endings came too late: their rows were no longer this worker's."""
-        self._outstanding: dict[str, Attempt] = {}
+        self._outstanding: dict[str, Task] = {}
         self._settling: list[_Settling] = []
         self._is_hungry = True
         self._low_water = 0
@@ -139,15 +163,23 @@ class Manager:
 
     # ------------------------------------------------------------------------------------------- in the slots' threads
 
-    def _execute(self, attempt: Attempt) -> Outcome:
+    def _execute(self, attempt: Attempt) -> Decision:
         try:
-            return execute(
+            ended = execute(
                 attempt, self._resolve, default_timeout=self._config.task_timeout, on_begin=self._began
             )
         except BaseException as error:
             # A fault of ours, or no memory left: the slot survives, and the attempt still ends.
             logger.exception("task %s could not be run", attempt.task.id)
-            return Outcome(outcome.RAISED, error_type=type(error).__qualname__, error_message="the worker failed")
+            ended = Outcome(
+                outcome.RAISED, error_type=type(error).__qualname__, error_message="the worker failed"
+            )
+        if ended.kind == outcome.RETURNED:
+            return decide(attempt.task, ended, max_retries=0)
+        task, declared = attempt.task, attempt.options.max_retries
+        if task.max_retries is None and declared is not None:
+            task = task._replace(max_retries=declared)
+        return decide(task, ended, max_retries=self._config.max_retries, jitter=random.uniform(-1.0, 1.0))
 
     def _began(self, attempt: Attempt) -> None:
         if attempt.deadline is not None and attempt.deadline < self._wakes_at:
@@ -233,7 +265,11 @@ class Manager:
 
     @property
     def _polling_interval(self) -> float:
-        return self._config.fallback_polling_interval if self._link.is_listening else self._config.polling_interval
+        return (
+            self._config.fallback_polling_interval
+            if self._link.is_listening
+            else self._config.polling_interval
+        )
 
     def _running(self) -> Sequence[Attempt]:
         return list(self._pool.running.values())
@@ -254,35 +290,18 @@ class Manager:
         spans = [end.at - end.attempt.began for end in ended if end.attempt.began is not None]
         if spans:
             self._pace.observe(sum(spans) / len(spans), len(spans))
-        for end in ended:
-            self._decide(end)
+        for attempt, decision, _ in ended:
+            # Without an entry it was handed back at a shutdown and ended after all.
+            if self._outstanding.pop(attempt.task.id, None) is not None:
+                self._settling.append(_Settling.of(attempt, decision))
 
-    def _decide(self, end: Ended) -> None:
-        attempt = end.attempt
-        if self._outstanding.pop(attempt.task.id, None) is None:
-            return  # Handed back at a shutdown before it ended after all.
-        declared = attempt.options.max_retries
-        task = attempt.task
-        if task.max_retries is None and declared is not None:
-            task = task._replace(max_retries=declared)
-        decision = decide(
-            task, end.outcome, max_retries=self._config.max_retries, jitter=random.uniform(-1.0, 1.0)
-        )
-        self._settling.append(
-            _Settling(attempt, decision, attempt.context.take_changes(also_deferred=True), attempt.log.take())
-        )
-
-    def _hand_back(self, attempts: Sequence[Attempt]) -> None:
-        for attempt in attempts:
-            self._outstanding.pop(attempt.task.id, None)
-            self._settling.append(
-                _Settling(
-                    attempt,
-                    decide(attempt.task, Outcome(outcome.INTERRUPTED), max_retries=0),
-                    attempt.context.take_changes(also_deferred=True),
-                    attempt.log.take(),
-                )
-            )
+    def _hand_back(self, tasks: Sequence[Task]) -> None:
+        running = {attempt.task.id: attempt for attempt in self._running()}
+        for task in tasks:
+            self._outstanding.pop(task.id, None)
+            decision = decide(task, Outcome(outcome.INTERRUPTED), max_retries=0)
+            attempt = running.get(task.id)
+            self._settling.append(_Settling.of(attempt, decision) if attempt else _Settling(task, decision))
 
     # --------------------------------------------------------------------------------------------- settle and claim
 
@@ -293,7 +312,12 @@ class Manager:
 
     def _settle_and_claim(self, wanted: int) -> None:
         settling, claimed = self._settling, list[Task]()
-        if settling and not wanted and self._pool.waiting > self._low_water and len(settling) < self._low_water:
+        if (
+            settling
+            and not wanted
+            and self._pool.waiting > self._low_water
+            and len(settling) < self._low_water
+        ):
             return  # Company is on its way.
         refused: list[_Settling] = []
         try:
@@ -321,32 +345,32 @@ class Manager:
 
     def _settle(self, cursor: Cursor, settling: Sequence[_Settling]) -> list[_Settling]:
         """Write endings and their log lines; return those that were refused."""
-        endings = [Ending(s.attempt.task, s.decision, s.attempt.seconds(), s.context) for s in settling]
-        accepted = store.settle(cursor, endings, worker=self.id)
-        lines = [line for s in settling if s.lines for line in _log_lines(s.attempt.task, s.lines)]
+        accepted = store.settle(cursor, [s.ending() for s in settling], worker=self.id)
+        lines = [line for s in settling if s.lines for line in _log_lines(s.task, s.lines)]
         if lines:
             store.add_logs(cursor, lines)
         if any(s.decision.edge.target == "enqueued" for s in settling) and self._config.use_postgresql_notify:
             store.notify(cursor, self._config.notify_channel)
-        return [s for s in settling if s.attempt.task.id not in accepted]
+        return [s for s in settling if s.task.id not in accepted]
 
     def _settled(self, settling: Sequence[_Settling], refused: Sequence[_Settling]) -> None:
         now = time.monotonic()
         for s in settling:
-            s.attempt.context.confirm()
+            if s.attempt is not None:
+                s.attempt.context.confirm()
             if s.decision.delay or s.decision.edge.target == "waiting":
                 self._release_at = min(self._release_at, now + s.decision.delay)
         for s in refused:
             self.refused += 1
             logger.warning(
                 "task %s: attempt %s ended as %s, but the row was no longer this worker's; nothing was written",
-                s.attempt.task.id,
-                s.attempt.task.attempt,
+                s.task.id,
+                s.task.attempt,
                 s.decision.edge.target,
             )
         if logger.isEnabledFor(logging.DEBUG):
             for s in settling:
-                logger.debug("%s %s: %s", s.attempt.task.name, s.attempt.task.id, s.decision.edge.target)
+                logger.debug("%s %s: %s", s.task.name, s.task.id, s.decision.edge.target)
 
     def _settle_one_by_one(self) -> None:
         """Find the ending that the database does not take, and let that attempt fail instead of all of them."""
@@ -360,27 +384,29 @@ class Manager:
                     raise
                 if settling.decision.outcome.error_type == "NotStorable":
                     raise
-                logger.exception("task %s: how it ended could not be stored", settling.attempt.task.id)
+                logger.exception("task %s: how it ended could not be stored", settling.task.id)
                 failed = Outcome(
                     outcome.RAISED,
                     error_type="NotStorable",
                     error_message=f"the database refused how the attempt ended: {type(error).__name__}",
                 )
-                task = settling.attempt.task._replace(max_retries=0)
-                self._settling[0] = _Settling(settling.attempt, decide(task, failed, max_retries=0), None, [])
+                task = settling.task._replace(max_retries=0)
+                self._settling[0] = _Settling(
+                    settling.task, decide(task, failed, max_retries=0), settling.attempt
+                )
                 continue
             self._settled([settling], refused)
             self._settling.pop(0)
 
     def _start(self, claimed: Sequence[Task]) -> None:
-        attempts = [Attempt(task, self._flush_wanted) for task in claimed]
-        for attempt in attempts:
-            self._outstanding[attempt.task.id] = attempt
-            logger.debug("%s %s: claimed", attempt.task.name, attempt.task.id)
+        self._outstanding.update((task.id, task) for task in claimed)
+        if logger.isEnabledFor(logging.DEBUG):
+            for task in claimed:
+                logger.debug("%s %s: claimed", task.name, task.id)
         slots = self._config.max_workers
         self._low_water = max(0, len(self._outstanding) - slots) // 2
-        if attempts:
-            self._pool.submit(attempts, size=slots, outstanding=len(self._outstanding))
+        if claimed:
+            self._pool.submit(claimed, size=slots, outstanding=len(self._outstanding))
             self._progress_at = min(self._progress_at, time.monotonic() + PROGRESS_INTERVAL)
 
     def _hand_back_what_waits_too_long(self) -> None:
@@ -398,7 +424,10 @@ class Manager:
     def _write_progress(self) -> None:
         """Write what running attempts have set, logged and begun since the last time."""
         running = [attempt for attempt in self._running() if attempt.began is not None]
-        taken = [(attempt, attempt.context.take_changes(also_deferred=False), attempt.log.take()) for attempt in running]
+        taken = [
+            (attempt, attempt.context.take_changes(also_deferred=False), attempt.log.take())
+            for attempt in running
+        ]
         # The start is written once; a task's row shows it half a second later at the latest.
         due = [(a, context) for a, context, _ in taken if context is not None or a.is_start_unwritten]
         lines = [line for attempt, _, logged in taken for line in _log_lines(attempt.task, logged)]
@@ -441,14 +470,16 @@ class Manager:
 
     def _heartbeat(self) -> None:
         active = len(self._pool.running)
-        if not store.heartbeat(self._link.cursor, worker=self.id, slots=self._config.max_workers, active=active):
+        if not store.heartbeat(
+            self._link.cursor, worker=self.id, slots=self._config.max_workers, active=active
+        ):
             logger.warning("the row of worker %s is gone from queued_task_workers", self.id)
         self._reported_active = active
         self._heartbeat_at = time.monotonic() + self._config.heartbeat_interval
 
     def _take_stock(self, cursor: Cursor) -> None:
         """After a reconnection: give back what a claim may have taken without our hearing of it."""
-        known = [*self._outstanding, *(s.attempt.task.id for s in self._settling)]
+        known = [*self._outstanding, *(s.task.id for s in self._settling)]
         if disowned := store.disown(cursor, worker=self.id, known=known):
             logger.warning("%s tasks that were claimed while the connection broke were given back", disowned)
         self._is_hungry = True
@@ -483,4 +514,6 @@ class Manager:
 
 def _log_lines(task: Task, lines: Sequence[Line]) -> list[LogLine]:
     now = time.monotonic()
-    return [LogLine(task.id, task.attempt, line.type, line.name, line.message, now - line.at) for line in lines]
+    return [
+        LogLine(task.id, task.attempt, line.type, line.name, line.message, now - line.at) for line in lines
+    ]

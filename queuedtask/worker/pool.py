@@ -1,4 +1,4 @@
-"""The slots: threads that take attempts from an inbox, run them and put down how they ended.
+"""The slots: threads that take tasks from an inbox, run one attempt of each and put down what becomes of it.
 
 A slot owns nothing and never touches the manager's connections. It is started when there is work for it and ends when
 it has had none for a while.
@@ -12,17 +12,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from queuedtask.model.outcome import Outcome
+from queuedtask.model.outcome import Decision
+from queuedtask.model.task import Task
 from queuedtask.run.attempt import Attempt
 
 logger = logging.getLogger("queuedtask.pool")
 
 
 class Ended(NamedTuple):
-    """An attempt that a slot has run, and how it ended."""
+    """An attempt that a slot has run, and what becomes of its task."""
 
     attempt: Attempt
-    outcome: Outcome
+    decision: Decision
     at: float
     """When, on the monotonic clock."""
 
@@ -30,21 +31,25 @@ class Ended(NamedTuple):
 class Pool:
     """At most ``size`` threads, the inbox before them and the endings behind them.
 
-    The manager submits, withdraws and takes what ended; the slots do the rest. ``on_end`` is called in a slot's thread
-    after each attempt, with the number of attempts that still wait in the inbox.
+    The manager submits, withdraws and takes what ended; the slots do the rest, and as much of it as they can, because
+    they run while the manager waits for the database. ``on_end`` is called in a slot's thread after each attempt, with
+    the number of tasks that still wait in the inbox; ``wake_manager`` is what an attempt calls when its task waits for
+    the manager.
     """
 
     def __init__(
         self,
-        run: Callable[[Attempt], Outcome],
+        run: Callable[[Attempt], Decision],
         *,
         on_end: Callable[[int], None],
+        wake_manager: Callable[[], None],
         idle_timeout: Callable[[], float],
     ) -> None:
         self._run = run
         self._on_end = on_end
+        self._wake_manager = wake_manager
         self._idle_timeout = idle_timeout
-        self._inbox: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._ended: deque[Ended] = deque()
         self._lock = threading.Lock()
         self._threads: dict[int, threading.Thread] = {}
@@ -54,7 +59,7 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """Return how many attempts no slot has taken yet."""
+        """Return how many tasks no slot has taken yet."""
         return self._inbox.qsize()
 
     @property
@@ -62,13 +67,13 @@ class Pool:
         """Return how many slots have a thread at the moment."""
         return len(self._threads)
 
-    def submit(self, attempts: Sequence[Attempt], *, size: int, outstanding: int) -> None:
-        """Hand attempts to the slots, the first one first; start threads while there is more work than threads.
+    def submit(self, tasks: Sequence[Task], *, size: int, outstanding: int) -> None:
+        """Hand tasks to the slots, the first one first; start threads while there is more work than threads.
 
         ``outstanding`` counts everything that was submitted and has not been taken back as ended.
         """
-        for attempt in attempts:
-            self._inbox.put(attempt)
+        for task in tasks:
+            self._inbox.put(task)
         with self._lock:
             self._size = size
             while len(self._threads) < min(size, outstanding):
@@ -82,16 +87,16 @@ class Pool:
             for _ in range(surplus):
                 self._inbox.put(None)
 
-    def withdraw(self) -> list[Attempt]:
+    def withdraw(self) -> list[Task]:
         """Take back what no slot has begun."""
-        withdrawn = []
+        withdrawn: list[Task] = []
         while True:
             try:
-                attempt = self._inbox.get_nowait()
+                task = self._inbox.get_nowait()
             except queue.Empty:
                 return withdrawn
-            if attempt is not None:
-                withdrawn.append(attempt)
+            if task is not None:
+                withdrawn.append(task)
 
     def take_ended(self) -> list[Ended]:
         """Return what has ended since the last call."""
@@ -112,19 +117,19 @@ class Pool:
     def _work(self, number: int) -> None:
         while True:
             try:
-                attempt = self._inbox.get(timeout=self._idle_timeout())
+                task = self._inbox.get(timeout=self._idle_timeout())
             except queue.Empty:
-                attempt = None
-            if attempt is None:
+                task = None
+            if task is None:
                 if self._retires(number):
                     return
                 continue
-            attempt.slot = number
-            self.running[number] = attempt
-            outcome = self._run(attempt)
+            attempt = self.running[number] = Attempt(task, self._wake_manager)
+            decision = self._run(attempt)
             del self.running[number]
-            self._ended.append(Ended(attempt, outcome, time.monotonic()))
-            del attempt, outcome
+            self._ended.append(Ended(attempt, decision, time.monotonic()))
+            # A slot that waits for work keeps nothing of the last task alive.
+            del task, attempt, decision
             self._on_end(self._inbox.qsize())
 
     def _retires(self, number: int) -> bool:
