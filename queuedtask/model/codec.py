@@ -32,6 +32,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Se
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -130,7 +131,7 @@ def encode_result(value: object, max_bytes: int) -> str | None:
         size = _size(text)
     except _TooMany:
         return _encode_json(_oversize(value, f"more than {max_bytes:,}", max_bytes))
-    except Exception as error:  # noqa: BLE001 - values that change while they are read, and the like
+    except Exception as error:  # values that change while they are read, and the like
         return _encode_json(_marker(value, f"the result could not be encoded: {_repr(error)}"))
     if size > max_bytes:
         return _encode_json(_oversize(value, f"{size:,}", max_bytes))
@@ -154,7 +155,7 @@ def to_plain(value: object) -> object:
         return _Lenient(MAX_VALUES).plain(value, 0)
     except _TooMany:
         return _marker(value, f"more than {MAX_VALUES:,} values in one")
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:  # as above
         return _marker(value, f"the value could not be encoded: {_repr(error)}")
 
 
@@ -244,7 +245,7 @@ class _Strict:
         # huge one, [[x, x], [x, x]] a hundred levels deep, before it has used up the memory.
         self.left = max_values
 
-    def plain(self, value: Any, depth: int) -> object:  # noqa: C901 - one flat dispatch is the fast one
+    def plain(self, value: Any, depth: int) -> object:
         kind = type(value)
         if kind is str:
             return _checked(value)
@@ -277,7 +278,7 @@ class _Strict:
         try:
             # One by one: the length tells how far it came.
             for value in values:
-                plain.append(self.plain(value, depth + 1))  # noqa: PERF401
+                plain.append(self.plain(value, depth + 1))
         except _Refused as refused:
             refused.steps.append(f"[{len(plain)}]")
             raise
@@ -312,7 +313,7 @@ class _Lenient:
     def __init__(self, max_values: int) -> None:
         self.left = max_values
 
-    def plain(self, value: Any, depth: int) -> object:  # noqa: C901 - one flat dispatch is the fast one
+    def plain(self, value: Any, depth: int) -> object:
         kind = type(value)
         if kind is str:
             return clean_text(value)
@@ -336,7 +337,7 @@ class _Lenient:
                 base: object = _sorted(value)
             else:
                 base = _base(value)
-        except Exception:  # noqa: BLE001 - a subclass runs code of its own
+        except Exception:  # a subclass runs code of its own
             return _marker(value)
         return self.plain(base, depth)
 
@@ -392,7 +393,7 @@ def _key(key: object) -> str:
 def _text(key: object) -> str:
     try:
         return clean_text(key if issubclass(type(key), str) else str(key))  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - str() runs code of the key
+    except Exception:  # str() runs code of the key
         return clean_text(_repr(key), MAX_REPR)
 
 
@@ -458,7 +459,7 @@ def _base(value: Any) -> Any:
                 # NaN is unequal to itself; it is refused under its own name.
                 if type(plain) is base and (plain == value or plain != plain):
                     return plain
-            except Exception as error:  # noqa: BLE001 - a subclass runs code of its own
+            except Exception as error:  # a subclass runs code of its own
                 reason = f" ({_type_name(error)})"
             else:
                 reason = ""
@@ -623,7 +624,10 @@ _ADVICE_BY_ATTRIBUTE: Final = (
 _ADVICE_BY_PROTOCOL: Final[tuple[tuple[tuple[type, ...], str], ...]] = (
     ((Mapping,), "pass dict(...) of it"),
     ((Iterator, Sequence, Set), "pass list(...) of it"),
-    ((Callable,), 'pass its import path ("module:name") and look it up in the task'),  # type: ignore[arg-type]
+    (
+        (FunctionType, BuiltinFunctionType, MethodType),
+        'pass its path, "module:name", and look it up in the task',
+    ),
 )
 
 
@@ -668,7 +672,7 @@ def _marker(value: object, text: str | None = None) -> dict[str, object]:
 def _repr(value: object) -> str:
     try:
         return repr(value)
-    except Exception as error:  # noqa: BLE001 - repr() runs code of the value
+    except Exception as error:  # repr() runs code of the value
         return f"<{_type_name(value)} whose repr() raised {_type_name(error)}>"
 
 
@@ -681,5 +685,5 @@ def _type_name(value: object) -> str:
     try:
         module, name = kind.__module__, kind.__qualname__
         return clean_text(name if module == "builtins" else f"{module}.{name}", 255)
-    except Exception:  # noqa: BLE001 - a metaclass may compute both
+    except Exception:  # a metaclass may compute both
         return "object"

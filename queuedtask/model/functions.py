@@ -175,8 +175,8 @@ def _module_of_file(name: str, search: tuple[str, ...]) -> str | None:
     if file.suffix != ".py" or not file.stem.isidentifier():
         return None
     roots = {Path(entry).resolve() for entry in search}
-    # A script within a package: the name with the package in front holds where the bare one may not, since only
-    # Python, for this one process, puts the script's own folder on the path.
+    # A script within a package: the name with the package in front holds where the bare one may not, since
+    # only Python, for this one process, puts the script's own folder on the path.
     names = []
     dotted, folder = file.stem, file.parent
     while folder.name.isidentifier() and (folder / "__init__.py").is_file():
@@ -191,7 +191,7 @@ def _module_of_file(name: str, search: tuple[str, ...]) -> str | None:
 def _is_module(name: str, file: Path) -> bool:
     try:
         spec = importlib.util.find_spec(name)
-    except Exception:  # noqa: BLE001 - it imports the packages above, which may raise anything
+    except Exception:  # it imports the packages above, which may raise anything
         return False
     return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file
 
@@ -272,7 +272,7 @@ def _is_dotted(text: str) -> bool:
 def _near(name: str, owner: object) -> str:
     try:
         near = get_close_matches(name, [each for each in dir(owner) if not each.startswith("__")], 1)
-    except Exception:  # noqa: BLE001 - dir() may run code of the owner
+    except Exception:  # dir() may run code of the owner
         return ""
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -280,6 +280,6 @@ def _near(name: str, owner: object) -> str:
 def _summary(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 - str() runs code of the error
+    except Exception:  # str() runs code of the error
         text = ""
     return f"{type(error).__qualname__}: {text}" if text else type(error).__qualname__
