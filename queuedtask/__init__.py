@@ -38,7 +38,7 @@ _WHERE = {
     "queuedtask.errors",
 )
 
-__all__ = [  # noqa: F822 (resolved by __getattr__)
+__all__ = [
     "Cancel",
     "Config",
     "ConfigError",

@@ -1,7 +1,6 @@
 """Queue and TaskRef: adding tasks, asking for them, sending them round again."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
@@ -139,9 +138,7 @@ class Queue:
                 setattr(function, OPTIONS, declared)
                 function.delay = delay  # type: ignore[attr-defined]
             except AttributeError:
-                raise InvalidTask(
-                    f"@queue.task: {function!r} takes no attributes; wrap it in a def"
-                ) from None
+                raise InvalidTask(f"@queue.task: {function!r} takes no attributes; wrap it in a def") from None
             return cast(TaskFunction[P, R_co], function)
 
         return declare
@@ -245,9 +242,7 @@ class TaskAdder:
     def add_task(self, function: Callable[..., object] | str, /, *args: Any, **kwargs: Any) -> "TaskRef":
         """Add a task with these options; see :meth:`Queue.add_task`."""
         if "parent" in kwargs:
-            raise InvalidTask(
-                "parent= is reserved for tasks that wait for others, which this release has not got yet"
-            )
+            raise InvalidTask("parent= is reserved for tasks that wait for others, which this release has not got yet")
         declared = TaskOptions()
         if isinstance(function, str):
             path = functions.check_path(function)
@@ -257,9 +252,7 @@ class TaskAdder:
             path = functions.path_of(inner)
             declared = getattr(inner, OPTIONS, declared)
         args_text, kwargs_text = codec.encode_arguments(args, kwargs, self._queue.config.max_payload)
-        options = {
-            name: value for name, value in declared._asdict().items() if value is not None
-        } | self._given
+        options = {name: value for name, value in declared._asdict().items() if value is not None} | self._given
         options.setdefault("name", functions.default_name(path))
         spec = TaskSpec(id=new_id(), function=path, args=args_text, kwargs=kwargs_text, **options)
         self._queue._add(spec)
@@ -330,7 +323,7 @@ class TaskRef:
             )
 
 
-# -------------------------------------------------------------------------------------------------- checking of options
+# ------------------------------------------------------------------------------------------------ checking of options
 
 
 def _checked_options(config: Config, **options: Any) -> dict[str, Any]:
@@ -363,9 +356,7 @@ def _checked_text(option: str, value: object, longest: int) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not 1 <= len(value) <= longest or codec.clean_text(value) != value:
-        raise InvalidTask(
-            f"{option}={value!r}: must be a text of 1 to {longest} characters that PostgreSQL can store"
-        )
+        raise InvalidTask(f"{option}={value!r}: must be a text of 1 to {longest} characters that PostgreSQL can store")
     return value
 
 
@@ -380,9 +371,7 @@ def _checked_integer(option: str, value: object, least: int) -> int | None:
 def _checked_timeout(value: object) -> float | None:
     seconds = _seconds("timeout", value)
     if seconds == 0:
-        raise InvalidTask(
-            "timeout=0: must be more than 0 seconds; None stands for the setting QUEUE_TASK_TIMEOUT"
-        )
+        raise InvalidTask("timeout=0: must be more than 0 seconds; None stands for the setting QUEUE_TASK_TIMEOUT")
     return seconds
 
 
@@ -390,11 +379,7 @@ def _seconds(option: str, value: object) -> float | None:
     if value is None:
         return None
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if (
-        not isinstance(seconds, int | float)
-        or isinstance(seconds, bool)
-        or not 0 <= seconds <= 100 * 366 * 86400
-    ):
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds <= 100 * 366 * 86400:
         raise InvalidTask(
             f"{option}={value!r}: must be a number of seconds or a timedelta, 0 or more, at most 100 years"
         )

@@ -75,9 +75,7 @@ _IMPLIED: dict[str, dict[str, Any]] = {
 }
 
 
-def _move(
-    edge: Edge, *where: ColumnElement[bool], ended: TableValuedAlias | None = None, **values: Any
-) -> Update:
+def _move(edge: Edge, *where: ColumnElement[bool], ended: TableValuedAlias | None = None, **values: Any) -> Update:
     """Turn an edge into a guarded UPDATE: the one place that writes ``state``.
 
     A row that is no longer in one of the edge's source states is not touched; for a fenced edge, nor is one that is
@@ -87,11 +85,7 @@ def _move(
     if edge.fenced:
         assert ended is not None, f"{edge.name} belongs to an attempt"
         guards += [tasks.c.claimed_by == parameter("worker", Integer), tasks.c.attempt == ended.c.attempt]
-    return (
-        update(tasks)
-        .where(*guards)
-        .values({"state": _literal(edge.target), **_IMPLIED[edge.target], **values})
-    )
+    return update(tasks).where(*guards).values({"state": _literal(edge.target), **_IMPLIED[edge.target], **values})
 
 
 def _picked(query: Select[Any]) -> ColumnElement[bool]:
@@ -104,7 +98,7 @@ def _picked(query: Select[Any]) -> ColumnElement[bool]:
     return tasks.c.id == any_(func.array(locked.scalar_subquery()))
 
 
-# ---------------------------------------------------------------------------------------------------------------- add
+# ------------------------------------------------------------------------------------------------------------------ add
 
 _scheduled = func.coalesce(parameter("run_at", Timestamp), CLOCK + parameter("delay", Double) * SECOND)
 
@@ -151,7 +145,7 @@ def notify(cursor: Cursor, notify_channel: str) -> None:
     NOTIFY(cursor, notify_channel=notify_channel)
 
 
-# -------------------------------------------------------------------------------------------------------------- claim
+# ---------------------------------------------------------------------------------------------------------------- claim
 
 _claimed = (
     _move(
@@ -195,7 +189,7 @@ def claim(cursor: Cursor, *, worker: int, limit: int) -> list[Task]:
     return [Task._make(row) for row in CLAIM(cursor, worker=worker, limit=limit).fetchall()]
 
 
-# ------------------------------------------------------------------------------------------------------------- settle
+# --------------------------------------------------------------------------------------------------------------- settle
 
 
 class Ending(NamedTuple):
@@ -274,9 +268,7 @@ def settle(cursor: Cursor, endings: Sequence[Ending], *, worker: int) -> set[str
             accepted.update(row[0] for row in statement(cursor, worker=worker, **_columns(batch)).fetchall())
     failed = [e for e in endings if e.decision.is_failed_attempt and e.task.id in accepted]
     if failed:
-        ADD_ATTEMPTS(
-            cursor, worker=worker, outcomes=[e.decision.outcome.kind for e in failed], **_columns(failed)
-        )
+        ADD_ATTEMPTS(cursor, worker=worker, outcomes=[e.decision.outcome.kind for e in failed], **_columns(failed))
     return accepted
 
 
@@ -336,7 +328,7 @@ ADD_ATTEMPTS = Statement(
     ),
 )
 
-# ------------------------------------------------------------------------------------------- while an attempt is running
+# ------------------------------------------------------------------------------------------ while an attempt is running
 
 
 class Progress(NamedTuple):
@@ -437,7 +429,7 @@ def add_logs(cursor: Cursor, lines: Sequence[LogLine]) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------- after a lost connection
+# ---------------------------------------------------------------------------------------------- after a lost connection
 
 DISOWN = Statement(
     "disown",
@@ -457,7 +449,7 @@ def disown(cursor: Cursor, *, worker: int, known: Sequence[str]) -> int:
     return len(DISOWN(cursor, worker=worker, ids=list(known)).fetchall())
 
 
-# ------------------------------------------------------------------------------------------------------------ release
+# -------------------------------------------------------------------------------------------------------------- release
 
 # now(), not clock_timestamp(): a volatile function could not bound the index scan.
 _is_due = or_(tasks.c.date_scheduled.is_(None), tasks.c.date_scheduled <= func.now())
@@ -495,7 +487,7 @@ def seconds_to_next_due(cursor: Cursor) -> float | None:
     return None if row is None or row[0] is None else float(row[0])
 
 
-# ------------------------------------------------------------------------------------------------- by a person or cron
+# -------------------------------------------------------------------------------------------------- by a person or cron
 
 REQUEUE = Statement(
     "requeue",
@@ -505,9 +497,7 @@ REQUEUE = Statement(
             select(tasks.c.id)
             .where(
                 tasks.c.state == any_(parameter("states", ARRAY(Text))),
-                or_(
-                    parameter("ids", ARRAY(Uuid)).is_(None), tasks.c.id == any_(parameter("ids", ARRAY(Uuid)))
-                ),
+                or_(parameter("ids", ARRAY(Uuid)).is_(None), tasks.c.id == any_(parameter("ids", ARRAY(Uuid)))),
                 or_(parameter("name", Text).is_(None), tasks.c.name == parameter("name", Text)),
                 or_(
                     parameter("since", Double).is_(None),
@@ -564,10 +554,7 @@ CLEAR = Statement(
     delete(tasks)
     .where(
         _picked(
-            select(tasks.c.id)
-            .where(_in_state(*states.PENDING))
-            .order_by(tasks.c.id)
-            .limit(parameter("limit", Integer))
+            select(tasks.c.id).where(_in_state(*states.PENDING)).order_by(tasks.c.id).limit(parameter("limit", Integer))
         )
     )
     .returning(cast(tasks.c.id, Text)),
@@ -579,7 +566,7 @@ def clear_pending(cursor: Cursor, *, limit: int) -> int:
     return len(CLEAR(cursor, limit=limit).fetchall())
 
 
-# ------------------------------------------------------------------------------------------------------------ workers
+# -------------------------------------------------------------------------------------------------------------- workers
 
 REGISTER_WORKER = Statement(
     "register_worker",
@@ -646,7 +633,7 @@ def retire_worker(cursor: Cursor, *, worker: int) -> None:
     RETIRE_WORKER(cursor, worker=worker)
 
 
-# ------------------------------------------------------------------------------------------- adopting restored tables
+# --------------------------------------------------------------------------------------------- adopting restored tables
 
 _of_child = func.unnest(tasks.c.parents).table_valued("parent").render_derived(name="edge")
 _parent = tasks.alias("parent")

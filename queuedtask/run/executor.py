@@ -66,9 +66,7 @@ def execute(
         attempt.log.close()
 
 
-def _run(
-    guard: Guard, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> object:
+def _run(guard: Guard, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
     returned = function(*args, **kwargs)
     return guard.run(returned) if inspect.iscoroutine(returned) else returned
 

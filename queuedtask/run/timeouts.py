@@ -62,7 +62,7 @@ class Guard:
         self._sent = False
         self._cancel: Callable[[], object] | None = None
 
-    # ------------------------------------------------------------------------------------- in the thread of the task
+    # --------------------------------------------------------------------------------------- in the thread of the task
 
     def call(self, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Call a function, interruptibly; keep what it returned or raised. Never raises anything itself."""
@@ -142,7 +142,7 @@ class Guard:
         self._is_mine = True
         return True
 
-    # --------------------------------------------------------------------------------------------- in another thread
+    # ----------------------------------------------------------------------------------------------- in another thread
 
     def fire(self, interrupt: type[BaseException]) -> None:
         """Interrupt the task's own code if it runs, or as soon as it may be. Acts once; a later call does nothing."""

@@ -62,7 +62,7 @@ class Link:
         self._was_lost = False
         self._was_deaf = False
 
-    # ----------------------------------------------------------------------------------------------- conversation
+    # ---------------------------------------------------------------------------------------------------- conversation
 
     def open(self) -> None:
         """Open both connections for the first time. Raises what the driver raises."""
@@ -130,7 +130,7 @@ class Link:
         self._was_lost = False
         return True
 
-    # ---------------------------------------------------------------------------------------------------- listening
+    # ------------------------------------------------------------------------------------------------------- listening
 
     @property
     def is_listening(self) -> bool:

@@ -10,7 +10,7 @@ import random
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Final, NamedTuple
 
@@ -22,7 +22,7 @@ from queuedtask.db.connections import is_transient
 from queuedtask.db.statement import Cursor
 from queuedtask.db.store import Ending, LogLine, Progress
 from queuedtask.errors import Interrupted, TaskTimeout
-from queuedtask.model import outcome
+from queuedtask.model import outcome, states
 from queuedtask.model.outcome import Decision, Outcome, decide
 from queuedtask.model.task import Task
 from queuedtask.run.attempt import Attempt, current_attempt
@@ -31,12 +31,12 @@ from queuedtask.run.logs import Line, capture_logs
 from queuedtask.taskqueue import Queue
 from queuedtask.worker.link import Link
 from queuedtask.worker.pace import PATIENCE, Pace
-from queuedtask.worker.pool import Ended, Pool
+from queuedtask.worker.pool import Pool
 from queuedtask.worker.waker import Waker
 
 logger = logging.getLogger("queuedtask.worker")
 
-LINGER: Final = 0.01
+LINGER: Final = 0.02
 """Seconds that an ending may wait for company while the slots are busy."""
 PROGRESS_INTERVAL: Final = 0.5
 """Seconds between two writes of the context, the logs and the start of running attempts."""
@@ -71,9 +71,7 @@ class _Settling(NamedTuple):
 
     def ending(self) -> Ending:
         """Return what goes into the row."""
-        return Ending(
-            self.task, self.decision, self.attempt.seconds() if self.attempt else None, self.context
-        )
+        return Ending(self.task, self.decision, self.attempt.seconds() if self.attempt else None, self.context)
 
 
 class Manager:
@@ -104,6 +102,7 @@ class Manager:
         self._wakes_at = 0.0
         self._is_flush_wanted = False
         # When each duty is due, on the monotonic clock.
+        self._settle_at = NEVER
         self._poll_at = 0.0
         self._release_at = 0.0
         self._progress_at = NEVER
@@ -113,7 +112,7 @@ class Manager:
         self._stop_by: float | None = None
         self._leave_at: float | None = None
 
-    # -------------------------------------------------------------------------------------------------- from outside
+    # ---------------------------------------------------------------------------------------------------- from outside
 
     def start(self) -> None:
         """Check the schema, register the worker and listen. Raises SchemaOutdated and the driver's errors."""
@@ -165,15 +164,11 @@ class Manager:
 
     def _execute(self, attempt: Attempt) -> Decision:
         try:
-            ended = execute(
-                attempt, self._resolve, default_timeout=self._config.task_timeout, on_begin=self._began
-            )
+            ended = execute(attempt, self._resolve, default_timeout=self._config.task_timeout, on_begin=self._began)
         except BaseException as error:
             # A fault of ours, or no memory left: the slot survives, and the attempt still ends.
             logger.exception("task %s could not be run", attempt.task.id)
-            ended = Outcome(
-                outcome.RAISED, error_type=type(error).__qualname__, error_message="the worker failed"
-            )
+            ended = Outcome(outcome.RAISED, error_type=type(error).__qualname__, error_message="the worker failed")
         if ended.kind == outcome.RETURNED:
             return decide(attempt.task, ended, max_retries=0)
         task, declared = attempt.task, attempt.options.max_retries
@@ -194,7 +189,7 @@ class Manager:
         self._is_flush_wanted = True
         self._waker.wake()
 
-    # --------------------------------------------------------------------------------------------------- the loop
+    # -------------------------------------------------------------------------------------------------------- the loop
 
     def _turn(self) -> None:
         self._take_ended()
@@ -212,9 +207,10 @@ class Manager:
 
     def _converse(self) -> None:
         wanted = self._appetite()
-        if self._settling or wanted:
-            self._settle_and_claim(wanted)
         now = time.monotonic()
+        if wanted or now >= self._settle_at or (self._settling and self._pool.waiting <= self._low_water):
+            self._settle_and_claim(wanted)
+            now = time.monotonic()
         if now >= self._progress_at or self._is_flush_wanted:
             self._write_progress()
         if now >= self._release_at and self._stop_by is None:
@@ -253,7 +249,7 @@ class Manager:
             if self._stop_by is None:
                 duties.append(self._release_at)
             if self._settling or self._pool.has_ended:
-                duties.append(time.monotonic() + LINGER)
+                duties.append(min(self._settle_at, time.monotonic() + LINGER))
             if self._appetite():
                 duties.append(0.0)
         duties += [a.deadline for a in self._running() if a.deadline is not None and not a.should_abort]
@@ -265,11 +261,7 @@ class Manager:
 
     @property
     def _polling_interval(self) -> float:
-        return (
-            self._config.fallback_polling_interval
-            if self._link.is_listening
-            else self._config.polling_interval
-        )
+        return self._config.fallback_polling_interval if self._link.is_listening else self._config.polling_interval
 
     def _running(self) -> Sequence[Attempt]:
         return list(self._pool.running.values())
@@ -277,11 +269,14 @@ class Manager:
     def _is_finished(self) -> bool:
         if self._stop_by is None and not self._burst:
             return False
+        if self._leave_at is not None and time.monotonic() >= self._leave_at and not self._link.is_up:
+            logger.error("%s tasks could not be settled: no database", len(self._outstanding) + len(self._settling))
+            return True
         if self._outstanding or self._settling:
             return False
         return self._stop_by is not None or not self._is_hungry
 
-    # -------------------------------------------------------------------------------------------- attempts that ended
+    # --------------------------------------------------------------------------------------------- attempts that ended
 
     def _take_ended(self) -> None:
         ended = self._pool.take_ended()
@@ -294,6 +289,7 @@ class Manager:
             # Without an entry it was handed back at a shutdown and ended after all.
             if self._outstanding.pop(attempt.task.id, None) is not None:
                 self._settling.append(_Settling.of(attempt, decision))
+        self._settle_at = min(self._settle_at, time.monotonic() + LINGER)
 
     def _hand_back(self, tasks: Sequence[Task]) -> None:
         running = {attempt.task.id: attempt for attempt in self._running()}
@@ -302,8 +298,9 @@ class Manager:
             decision = decide(task, Outcome(outcome.INTERRUPTED), max_retries=0)
             attempt = running.get(task.id)
             self._settling.append(_Settling.of(attempt, decision) if attempt else _Settling(task, decision))
+            self._settle_at = 0.0
 
-    # --------------------------------------------------------------------------------------------- settle and claim
+    # ------------------------------------------------------------------------------------------------ settle and claim
 
     def _appetite(self) -> int:
         if not self._is_hungry or self._stop_by is not None:
@@ -312,13 +309,6 @@ class Manager:
 
     def _settle_and_claim(self, wanted: int) -> None:
         settling, claimed = self._settling, list[Task]()
-        if (
-            settling
-            and not wanted
-            and self._pool.waiting > self._low_water
-            and len(settling) < self._low_water
-        ):
-            return  # Company is on its way.
         refused: list[_Settling] = []
         try:
             # A single statement commits by itself, which saves two round trips where they count: when it is quiet.
@@ -329,12 +319,12 @@ class Manager:
                 if wanted:
                     claimed = store.claim(cursor, worker=self.id, limit=wanted)
         except psycopg2.Error as error:
-            if is_transient(error):
+            if is_transient(error) or not settling:
                 raise
             self._settle_one_by_one()
             return
         self._settled(settling, refused)
-        self._settling = []
+        self._settling, self._settle_at = [], NEVER
         if wanted:
             self._is_hungry = len(claimed) == wanted
             self._start(claimed)
@@ -349,7 +339,7 @@ class Manager:
         lines = [line for s in settling if s.lines for line in _log_lines(s.task, s.lines)]
         if lines:
             store.add_logs(cursor, lines)
-        if any(s.decision.edge.target == "enqueued" for s in settling) and self._config.use_postgresql_notify:
+        if any(s.decision.edge.target == states.ENQUEUED for s in settling) and self._config.use_postgresql_notify:
             store.notify(cursor, self._config.notify_channel)
         return [s for s in settling if s.task.id not in accepted]
 
@@ -358,7 +348,7 @@ class Manager:
         for s in settling:
             if s.attempt is not None:
                 s.attempt.context.confirm()
-            if s.decision.delay or s.decision.edge.target == "waiting":
+            if s.decision.edge.target == states.WAITING:
                 self._release_at = min(self._release_at, now + s.decision.delay)
         for s in refused:
             self.refused += 1
@@ -391,9 +381,7 @@ class Manager:
                     error_message=f"the database refused how the attempt ended: {type(error).__name__}",
                 )
                 task = settling.task._replace(max_retries=0)
-                self._settling[0] = _Settling(
-                    settling.task, decide(task, failed, max_retries=0), settling.attempt
-                )
+                self._settling[0] = _Settling(settling.task, decide(task, failed, max_retries=0), settling.attempt)
                 continue
             self._settled([settling], refused)
             self._settling.pop(0)
@@ -419,14 +407,13 @@ class Manager:
             self._hand_back(self._pool.withdraw())
             self._low_water = 0
 
-    # ------------------------------------------------------------------------------------------------------- duties
+    # ---------------------------------------------------------------------------------------------------------- duties
 
     def _write_progress(self) -> None:
         """Write what running attempts have set, logged and begun since the last time."""
         running = [attempt for attempt in self._running() if attempt.began is not None]
         taken = [
-            (attempt, attempt.context.take_changes(also_deferred=False), attempt.log.take())
-            for attempt in running
+            (attempt, attempt.context.take_changes(also_deferred=False), attempt.log.take()) for attempt in running
         ]
         # The start is written once; a task's row shows it half a second later at the latest.
         due = [(a, context) for a, context, _ in taken if context is not None or a.is_start_unwritten]
@@ -470,9 +457,7 @@ class Manager:
 
     def _heartbeat(self) -> None:
         active = len(self._pool.running)
-        if not store.heartbeat(
-            self._link.cursor, worker=self.id, slots=self._config.max_workers, active=active
-        ):
+        if not store.heartbeat(self._link.cursor, worker=self.id, slots=self._config.max_workers, active=active):
             logger.warning("the row of worker %s is gone from queued_task_workers", self.id)
         self._reported_active = active
         self._heartbeat_at = time.monotonic() + self._config.heartbeat_interval
@@ -484,7 +469,7 @@ class Manager:
             logger.warning("%s tasks that were claimed while the connection broke were given back", disowned)
         self._is_hungry = True
 
-    # --------------------------------------------------------------------------------------------------- interrupting
+    # ---------------------------------------------------------------------------------------------------- interrupting
 
     def _interrupt_overdue(self) -> None:
         now = time.monotonic()
@@ -514,6 +499,4 @@ class Manager:
 
 def _log_lines(task: Task, lines: Sequence[Line]) -> list[LogLine]:
     now = time.monotonic()
-    return [
-        LogLine(task.id, task.attempt, line.type, line.name, line.message, now - line.at) for line in lines
-    ]
+    return [LogLine(task.id, task.attempt, line.type, line.name, line.message, now - line.at) for line in lines]

@@ -33,11 +33,7 @@ class Pace:
 
     def ahead(self, slots: int) -> int:
         """Return how many tasks to hold besides those that are running."""
-        return (
-            min(MOST_AHEAD, int(slots * HORIZON / max(self._mean, 1e-6)) - slots)
-            if self._mean < HORIZON
-            else 0
-        )
+        return min(MOST_AHEAD, int(slots * HORIZON / max(self._mean, 1e-6)) - slots) if self._mean < HORIZON else 0
 
     def appetite(self, slots: int, outstanding: int) -> int:
         """Return how many tasks to claim now: 0 while the slots are busy and the inbox is at least half full."""

@@ -1,0 +1,66 @@
+"""What a worker of four slots costs while it has nothing to do: CPU, statements and memory."""
+
+import os
+import time
+from pathlib import Path
+
+from harness import arguments, bench, wait_for
+from jobs import noop
+
+
+def tree(pid: int) -> list[int]:
+    """Return a process and all its descendants."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(p for child in children for p in tree(int(child)))]
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Return user and system time of processes."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def proportional_mib(pids: list[int]) -> float:
+    """Return the proportional set size of processes, in MiB."""
+    return (
+        sum(
+            int(line.split()[1])
+            for pid in pids
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            if line.startswith("Pss:")
+        )
+        / 1024
+    )
+
+
+def main() -> None:
+    options = arguments(__doc__, seconds=20)
+    with bench() as b, b.worker() as process:
+        sink = b.sink()
+        for _ in range(100):
+            b.queue.add_task(noop, str(sink))
+        wait_for(lambda: sink.stat().st_size == 100)
+        time.sleep(2)
+        pids = tree(process.pid)
+
+        def statements() -> int:
+            # Every statement of the worker is a transaction of its own when it is idle.
+            with b.queue.database.autocommit() as cursor:
+                cursor.execute("SELECT pg_stat_clear_snapshot()")
+                cursor.execute("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
+                return int(cursor.fetchone()[0])
+
+        before, cpu = statements(), cpu_seconds(pids)
+        time.sleep(options.seconds)
+        # Our own look costs two transactions.
+        count, used = statements() - before - 2, cpu_seconds(pids) - cpu
+        share, rate = used / options.seconds, count / options.seconds
+        print(f"idle for {options.seconds} s: {share:.2%} CPU, {rate:.2f} statements/s")
+        print(f"memory of {len(pids)} process(es), proportional: {proportional_mib(pids):.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
