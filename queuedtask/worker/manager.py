@@ -134,9 +134,10 @@ class Manager:
         """Work until :meth:`stop`, or until nothing is left to do in a burst; leave no claimed task behind."""
         with capture_logs(self._config.log_level, current_attempt):
             try:
+                self._turn()
                 while not self._is_finished():
-                    self._turn()
                     self._wait()
+                    self._turn()
                 self._retire()
             finally:
                 self._link.close()

@@ -29,13 +29,15 @@ class Waker:
                 pass  # Full: there is enough in it to wake anybody.
 
     def clear(self) -> None:
-        """Empty the pipe. What is done after this is seen by the turn that follows."""
-        self._is_set = False
+        """Empty the pipe. Whatever woke the manager before this returns is seen by the turn that follows."""
         try:
             while len(os.read(self._reader, 4096)) == 4096:
                 pass
         except BlockingIOError:
             pass
+        # Last: were the flag taken down first, a wake in between would leave it up over an empty pipe, and every
+        # later wake would be lost.
+        self._is_set = False
 
     def close(self) -> None:
         """Close both ends."""
