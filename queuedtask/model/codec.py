@@ -64,9 +64,7 @@ _decode_json: Final = json.JSONDecoder().decode
 # -- Arguments -----------------------------------------------------------------------------------------------
 
 
-def encode_arguments(
-    args: tuple[object, ...], kwargs: Mapping[str, object], max_bytes: int
-) -> tuple[str, str]:
+def encode_arguments(args: tuple[object, ...], kwargs: Mapping[str, object], max_bytes: int) -> tuple[str, str]:
     """Return the JSON texts of the arguments of a call.
 
     Raises NotSerializable, with the path of the offender, for everything that would not come back equal.
@@ -106,9 +104,7 @@ def decode_arguments(args_text: str, kwargs_text: str) -> tuple[tuple[Any, ...],
         members = _parse("kwargs", kwargs_text)
         if type(members) is not dict:
             shown = clean_text(kwargs_text, 80)
-            raise ValueError(
-                f'kwargs cannot be read: a JSON object is expected, like {{"order": 7}}, not {shown}'
-            )
+            raise ValueError(f'kwargs cannot be read: a JSON object is expected, like {{"order": 7}}, not {shown}')
         # Member by member: a call's own keyword may begin with a dollar sign, and the object is no tag.
         kwargs = _restored("kwargs", kwargs_text, members, _members_from_plain)
     return args, kwargs
@@ -362,9 +358,7 @@ class _Lenient:
 
 def _checked(text: str) -> str:
     if "\0" in text:
-        raise _Refused(
-            f"{_quoted(text)} contains NUL, which PostgreSQL does not store: remove it or pass bytes"
-        )
+        raise _Refused(f"{_quoted(text)} contains NUL, which PostgreSQL does not store: remove it or pass bytes")
     if not text.isascii():
         try:
             text.encode()
@@ -431,9 +425,7 @@ _BASES: Final[tuple[tuple[Any, Callable[[Any, Any], object]], ...]] = (
     (tuple, lambda base, v: base(v)),
     (
         datetime,
-        lambda base, v: base(
-            v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond, v.tzinfo, fold=v.fold
-        ),
+        lambda base, v: base(v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond, v.tzinfo, fold=v.fold),
     ),
     (date, lambda base, v: base(v.year, v.month, v.day)),
     (time, lambda base, v: base(v.hour, v.minute, v.second, v.microsecond, v.tzinfo, fold=v.fold)),
@@ -563,8 +555,8 @@ def _reader(tag: str, read: Callable[[str], object]) -> Callable[[object], objec
                 raise TypeError("a string is expected")
             return read(content)
         except (ValueError, TypeError, ArithmeticError) as error:
-            shown = _quoted(_repr(content))
-            raise ValueError(f'{{"{tag}": {shown}}} cannot be read: {_repr(error)}') from error
+            shown, reason = _quoted(_repr(content)), f"{_type_name(error)}: {error}"
+            raise ValueError(f'{{"{tag}": {shown}}} cannot be read: {reason}') from error
 
     return restore
 

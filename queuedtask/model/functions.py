@@ -38,9 +38,7 @@ def path_of(function: object) -> str:
     module, name = _names(function)
     shown = f"{module}.{name}"
     if "<lambda>" in name:
-        raise UnknownFunction(
-            f"{shown} is a lambda, and no worker can import it: write a def at module level"
-        )
+        raise UnknownFunction(f"{shown} is a lambda, and no worker can import it: write a def at module level")
     if "<locals>" in name:
         raise UnknownFunction(
             f"{shown} is a local function, and no worker can import it: move it to module level (when it "
@@ -48,8 +46,7 @@ def path_of(function: object) -> str:
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidTask(
-            f"{shown} is a generator function, and calling it runs none of its code: pass a function that "
-            "consumes it"
+            f"{shown} is a generator function, and calling it runs none of its code: pass a function that consumes it"
         )
     _check_reached(function, module, name)
     if module in _MAIN:
@@ -90,14 +87,11 @@ def _names(function: object) -> tuple[str, str]:
                 "does not have: write a function (or a staticmethod) that takes the object's key and loads it"
             )
     elif isinstance(function, type):
-        raise InvalidTask(
-            f"{function.__qualname__} is a class: pass a function that makes the object and uses it"
-        )
+        raise InvalidTask(f"{function.__qualname__} is a class: pass a function that makes the object and uses it")
     elif isinstance(function, (CoroutineType, GeneratorType)) or inspect.isasyncgen(function):
         called = function.__qualname__.rpartition(".")[2]
         raise InvalidTask(
-            f"{called}(...) has been called already: pass the function and its arguments, "
-            f"add_task({called}, ...)"
+            f"{called}(...) has been called already: pass the function and its arguments, add_task({called}, ...)"
         )
     elif not callable(function):
         raise InvalidTask(
@@ -206,9 +200,7 @@ def check_path(path: str) -> str:
     module, colon, name = path.partition(":")
     if colon and _is_dotted(module) and _is_dotted(name):
         if module in _MAIN:
-            raise InvalidTask(
-                f"{path!r}: every process has its own {module}; name the module as it is imported"
-            )
+            raise InvalidTask(f"{path!r}: every process has its own {module}, write the module's real name")
         return path
     hint = 'write "module:name", like "shop.tasks:send"'
     if "<" in name:
@@ -238,9 +230,7 @@ def resolve(path: str) -> Callable[..., Any]:
             raise UnknownFunction(f"{path}: {at}.{part} raised {_summary(error)}") from error
         at = f"{at}.{part}"
     if not callable(found):
-        raise UnknownFunction(
-            f"{path}: {at} cannot be called, it is an object of type {type(found).__qualname__}"
-        )
+        raise UnknownFunction(f"{path}: {at} cannot be called, it is an object of type {type(found).__qualname__}")
     return found  # type: ignore[no-any-return]
 
 
