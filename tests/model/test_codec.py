@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import json
+import sys
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
@@ -721,6 +722,15 @@ def test_a_datetime_whose_zone_raises_leaves_a_marker():
             raise RuntimeError("no zone")
 
     assert stored([datetime(2026, 1, 1, tzinfo=Broken())])[0]["type"] == "datetime.datetime"
+
+
+def test_a_process_that_allows_fewer_digits_still_gets_a_marker():
+    digits = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(640)
+    try:
+        assert "could not be encoded" in encode_result([10**1000], LIMIT)
+    finally:
+        sys.set_int_max_str_digits(digits)
 
 
 def test_a_plain_value_shares_nothing_with_what_it_was_made_from():
