@@ -69,10 +69,11 @@ def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Colu
     return cast(bindparam(name), type_)
 
 
-def rows(name: str, *columns: ColumnClause[Any]) -> TableValuedAlias:
+def rows(name: str, *columns: ColumnClause[Any], position: str | None = None) -> TableValuedAlias:
     """Return ``unnest(…)`` over one array parameter for each column: many rows in one statement.
 
-    The parameter of a column is its name with an s: ``id`` is given as ``ids``.
+    The parameter of a column is its name with an s: ``id`` is given as ``ids``. A ``position`` names one more column,
+    which numbers the rows: whoever joins them to a table gets them in any order.
     """
     arrays = [cast(bindparam(f"{column.name}s"), ARRAY(column.type)) for column in columns]
-    return func.unnest(*arrays).table_valued(*columns).render_derived(name=name)
+    return func.unnest(*arrays).table_valued(*columns, with_ordinality=position).render_derived(name=name)

@@ -397,6 +397,7 @@ _line = rows(
     column("name", Text),
     column("message", Text),
     column("second", Double),
+    position="position",
 )
 
 ADD_LOGS = Statement(
@@ -411,7 +412,9 @@ ADD_LOGS = Statement(
             _line.c.name,
             _line.c.message,
             _ago(_line.c.second),
-        ).join_from(_line, tasks, tasks.c.id == _line.c.task_id),
+        )
+        .join_from(_line, tasks, tasks.c.id == _line.c.task_id)
+        .order_by(_line.c.position),
     ),
 )
 
