@@ -398,9 +398,10 @@ def _checked_document(option: str, value: object, max_bytes: int) -> str:
     if not isinstance(value, Mapping):
         raise InvalidTask(f"{option}={value!r}: must be a mapping")
     try:
-        return codec.encode_arguments((), cast(Mapping[str, object], value), max_bytes)[1]
+        # The text of a list of one; what stands between its brackets is the document.
+        return codec.encode_arguments((dict(value),), {}, max_bytes)[0][1:-1]
     except NotSerializable as error:
-        raise NotSerializable(str(error).replace("kwargs", option, 1)) from None
+        raise NotSerializable(str(error).replace("args[0]", option, 1)) from None
 
 
 def _checked_id(value: "str | UUID | TaskRef") -> str:
