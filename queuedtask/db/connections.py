@@ -71,7 +71,7 @@ class Database:
     ) -> None:
         self.config = config
         self._given = engine
-        self._announce = announce or logger.info
+        self.announce = announce or logger.info
         self._engine: Engine | None = None
         self._pid = os.getpid()
 
@@ -95,7 +95,7 @@ class Database:
         if url is not None:
             return self._engine_for(url)
         directory = Path(self.config.embedded_dir) if self.config.embedded_dir else embedded.default_directory()
-        engine = self._engine_for(embedded.EmbeddedServer(directory).ensure_running(self._announce))
+        engine = self._engine_for(embedded.EmbeddedServer(directory).ensure_running(self.announce))
         # Nobody administers an embedded database: it upgrades by itself.
         with _transaction(engine) as cursor:
             if migrate.pending(cursor):
