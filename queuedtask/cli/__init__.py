@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: ``queuedtask``, that is ``python -m queuedtask``. Nothing of ours imports it."""

@@ -1,0 +1,46 @@
+"""The command line's entry: parse, import what the command needs, run it, and turn errors into exit codes."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from queuedtask.cli.parser import UsageError, build_parser
+from queuedtask.errors import QueuedTaskError
+
+OK = 0
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. What nobody expected is raised, with its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A task's text must not break a command because the terminal knows fewer characters.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        arguments = build_parser().parse_args(argv)
+        module, name = arguments.run.split(":")
+        code = getattr(import_module(f"queuedtask.cli.{module}"), name)(arguments)
+        sys.stdout.flush()
+        return int(code or OK)
+    except SystemExit as ended:  # argparse, after it has said why
+        return ended.code if isinstance(ended.code, int) else FAILED
+    except UsageError as error:
+        return _refuse(error, USAGE)
+    except QueuedTaskError as error:
+        return _refuse(error, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has had enough. Python would flush it once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def _refuse(error: Exception, code: int) -> int:
+    print(f"queuedtask: error: {error}", file=sys.stderr)
+    return code

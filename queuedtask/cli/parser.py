@@ -1,0 +1,351 @@
+"""The command line's grammar: every command, option and word of help.
+
+It imports neither SQLAlchemy nor rich: the man page is built from :func:`build_parser` where nothing is installed, and
+``--help`` answers at once.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from queuedtask import __version__
+from queuedtask.config import Config
+
+EXIT_CODES = """\
+exit codes:
+  0    all is well
+  1    something failed or is unhealthy; the reason is on stderr
+  2    the command line is wrong: an unknown option, a missing value, a confirmation that nobody can give
+  130  interrupted with Ctrl-C
+"""
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class UsageError(Exception):
+    """Refuse a command line that the parser alone could not refuse: exit code 2."""
+
+
+def duration(text: str) -> float:
+    """Return the seconds of 90, 90s, 15m, 1h or 2d."""
+    number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "")
+    if not number.isdecimal() or unit not in _UNITS or len(number) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration, such as 90, 90s, 15m, 1h or 2d")
+    return int(number) * _UNITS[unit]
+
+
+def task_id(text: str) -> str:
+    """Return the canonical form of a task's id."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a task's id: a UUID is") from None
+
+
+def number(least: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from some limit up."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text[:20]) < 2**31:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+        return int(text)
+
+    return parse
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options are never abbreviated: what works today must not become ambiguous when an option is added."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **given})
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="queuedtask",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Add tasks to PostgreSQL in your own transactions, run them in threads, see what happened.\n"
+        "Without a configured database every command uses one embedded PostgreSQL, started on demand.\n"
+        "queuedtask and python -m queuedtask are the same. Each command explains itself:\n"
+        "queuedtask COMMAND --help.",
+        epilog=f"{EXIT_CODES}\n{_environment()}",
+    )
+    parser.add_argument("--version", action="version", version=f"queuedtask {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+    database, json = _database_options(), _json_option()
+    for add in (_worker, _status, _stats, _servers, _tasks, _show, _logs, _retry, _clear, _check, _config):
+        add(commands, database, json)
+    _db(commands, database, json)
+    _demo(commands, database)
+    return parser
+
+
+def _environment() -> str:
+    lines = ["environment variables (a flag wins over the variable, the variable over the default):"]
+    for setting in Config.settings():
+        reserved = " (without effect in this release)" if setting.reserved else ""
+        lines += [
+            f"  {', '.join(setting.environment)}",
+            f"      {setting.help} Default: {setting.default_text}.{reserved}",
+        ]
+    return "\n".join([*lines, "  NO_COLOR", "      No colours on a terminal. Default: none."])
+
+
+def _database_options() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "-a",
+        "--app",
+        metavar="MODULE[:QUEUE]",
+        help="import this application, the current directory on the path, and use its Queue: the only one in the "
+        "module, or the one that is named (default: QUEUE_APP; without it a Queue from the environment)",
+    )
+    common.add_argument(
+        "--database-url", metavar="URL", help="the database that holds the tasks (default: QUEUE_DATABASE_URL)"
+    )
+    return common
+
+
+def _json_option() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON: stable keys, times in ISO 8601 and UTC")
+    return common
+
+
+_Commands = Any  # argparse's own class of sub-parsers is private
+_Options = argparse.ArgumentParser
+
+
+def _worker(commands: _Commands, database: _Options, json: _Options) -> None:
+    worker = commands.add_parser(
+        "worker",
+        aliases=["start"],
+        parents=[database],
+        help="run tasks",
+        description="Run tasks in threads until told to stop.\n"
+        "SIGTERM or Ctrl-C: claim nothing more, finish what runs within the shutdown timeout, give the rest back\n"
+        "(no retry is used), exit with 0. A second signal gives everything back at once.\n"
+        "The exit code says how the worker ended, not how its tasks did: 0 when it ended in order, 1 when it could\n"
+        "not start or go on (the application cannot be imported, the tables are missing).",
+    )
+    worker.set_defaults(run="work:worker")
+    worker.add_argument(
+        "-w", "--workers", metavar="N", help="number of slots, that is threads (default: QUEUE_MAX_WORKERS)"
+    )
+    worker.add_argument("--burst", action="store_true", help="end when no task is left that could run now")
+    worker.add_argument(
+        "--shutdown-timeout",
+        metavar="SECONDS",
+        help="time that running tasks get when the worker is told to stop (default: QUEUE_SHUTDOWN_TIMEOUT)",
+    )
+    worker.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        help="level from which records are stored and shown on stderr; DEBUG shows every step "
+        "(default: QUEUE_LOG_LEVEL)",
+    )
+
+
+def _status(commands: _Commands, database: _Options, json: _Options) -> None:
+    status = commands.add_parser(
+        "status",
+        parents=[database, json],
+        help="how many tasks are in which state, and who works",
+        description="Show the tasks by state, the live workers and the task that has been waiting longest for a slot.",
+    )
+    status.set_defaults(run="reading:status")
+
+
+def _stats(commands: _Commands, database: _Options, json: _Options) -> None:
+    stats = commands.add_parser(
+        "stats",
+        parents=[database, json],
+        help="states, failures and run times by task name",
+        description="Show, for each task name, the states, failed attempts, average and 95th percentile of the run\n"
+        "time, and what ended within the last hour. All of it counts the newest tasks only (--sample), so that it is\n"
+        "answered quickly on a large table.",
+    )
+    stats.set_defaults(run="reading:stats")
+    stats.add_argument(
+        "--sample", metavar="N", type=number(1), default=100_000, help="how many tasks to look at (default: 100000)"
+    )
+
+
+def _servers(commands: _Commands, database: _Options, json: _Options) -> None:
+    servers = commands.add_parser(
+        "servers",
+        parents=[database, json],
+        help="the worker processes and what they run now",
+        description="Show every worker process: its slots, how long ago it last reported, its version, and what its\n"
+        "slots have been running for more than half a second, and for how long.",
+    )
+    servers.set_defaults(run="reading:servers")
+
+
+def _tasks(commands: _Commands, database: _Options, json: _Options) -> None:
+    tasks = commands.add_parser(
+        "tasks", parents=[database, json], help="list tasks", description="List tasks, the newest first."
+    )
+    tasks.set_defaults(run="reading:tasks")
+    tasks.add_argument(
+        "--state",
+        choices=["waiting", "enqueued", "doing", "done", "failed", "cancelled", "stopped"],
+        metavar="STATE",
+        help="only those that are waiting, enqueued, doing, done, failed, cancelled or stopped",
+    )
+    tasks.add_argument("--name", help="only those of this name")
+    tasks.add_argument("--channel", help="only those of this channel")
+    tasks.add_argument("--limit", metavar="N", type=number(1), default=50, help="at most so many (default: 50)")
+
+
+def _show(commands: _Commands, database: _Options, json: _Options) -> None:
+    show = commands.add_parser(
+        "show",
+        parents=[database, json],
+        help="everything about one task",
+        description="Show a task: its arguments, dates, context, result, and the error of every failed attempt.",
+    )
+    show.set_defaults(run="reading:show")
+    show.add_argument("id", metavar="ID", type=task_id, help="the task's id")
+
+
+def _logs(commands: _Commands, database: _Options, json: _Options) -> None:
+    logs = commands.add_parser(
+        "logs",
+        parents=[database, json],
+        help="what a task has logged",
+        description="Show the lines that were logged inside a task. With --json there is one object per line.",
+    )
+    logs.set_defaults(run="reading:logs")
+    logs.add_argument("id", metavar="ID", type=task_id, help="the task's id")
+    logs.add_argument("--follow", action="store_true", help="go on until the task has ended")
+
+
+def _retry(commands: _Commands, database: _Options, json: _Options) -> None:
+    retry = commands.add_parser(
+        "retry",
+        parents=[database],
+        help="send ended tasks round again",
+        description="Send tasks round again: those that are named, whatever way they ended, or else every failed one\n"
+        "that fits. Made for cron: prints nothing on success unless it stands on a terminal, does no harm when it is\n"
+        "called twice, shares the work with another one that runs at the same time, and leaves a task alone that was\n"
+        "sent round --max-requeues times before.",
+    )
+    retry.set_defaults(run="control:retry")
+    retry.add_argument("ids", metavar="ID", nargs="*", type=task_id, help="the tasks; without any, all failed ones")
+    retry.add_argument(
+        "--since", metavar="TIME", type=duration, help="only those that failed within this time: 90s, 15m, 1h, 2d"
+    )
+    retry.add_argument("--name", help="only those of this name")
+    retry.add_argument("--limit", metavar="N", type=number(1), help="at most so many, the longest failed ones first")
+    retry.add_argument(
+        "--max-requeues",
+        metavar="N",
+        type=number(0),
+        help="leave a task alone that was sent round so often (default: 3)",
+    )
+    retry.add_argument("--dry-run", action="store_true", help="list what would go round again and change nothing")
+    retry.add_argument("-v", "--verbose", action="store_true", help="say how many, also without a terminal")
+
+
+def _clear(commands: _Commands, database: _Options, json: _Options) -> None:
+    clear = commands.add_parser(
+        "clear",
+        parents=[database],
+        help="delete the pending tasks",
+        description="Delete every task that is waiting or enqueued. What runs goes on. Asks before, and needs --yes\n"
+        "where there is no terminal to ask on.",
+    )
+    clear.set_defaults(run="control:clear")
+    clear.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _check(commands: _Commands, database: _Options, json: _Options) -> None:
+    check = commands.add_parser(
+        "check",
+        parents=[database, json],
+        help="tell whether all is well, for monitoring",
+        description="Check that the database can be reached, that its schema is the one this release works with, and\n"
+        "that a worker lives (it has reported within QUEUE_LEASE, by the database's clock). Exit code 0, else 1 and\n"
+        "the reason on stderr.",
+    )
+    check.set_defaults(run="control:check")
+
+
+def _config(commands: _Commands, database: _Options, json: _Options) -> None:
+    config = commands.add_parser(
+        "config",
+        parents=[database, json],
+        help="every setting, its value and where it comes from",
+        description="Show every setting with its value, its source (default, config, environment, argument, flag) and\n"
+        "its environment variable. Passwords and keys are masked. Needs no database.",
+    )
+    config.set_defaults(run="reading:config")
+
+
+def _db(commands: _Commands, database: _Options, json: _Options) -> None:
+    db = commands.add_parser(
+        "db",
+        help="the database: its tables, and the embedded server",
+        description="Make or upgrade the tables; start, stop and find the embedded PostgreSQL that is used when no\n"
+        "database is configured.",
+    )
+    actions = db.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+    start = actions.add_parser(
+        "start",
+        parents=[database],
+        help="start the embedded server",
+        description="Start the embedded PostgreSQL, unless it runs, and upgrade its tables.",
+    )
+    start.set_defaults(run="database:start")
+    stop = actions.add_parser(
+        "stop",
+        parents=[database],
+        help="stop the embedded server",
+        description="Stop the embedded PostgreSQL. Its data stays; the next command that needs it starts it again.",
+    )
+    stop.set_defaults(run="database:stop")
+    status = actions.add_parser(
+        "status",
+        parents=[database, json],
+        help="where the database is and which schema it has",
+        description="Show where the database is, whether it can be reached (exit code 1 if not) and which version of\n"
+        "the schema it has. Starts nothing.",
+    )
+    status.set_defaults(run="database:status")
+    upgrade = actions.add_parser(
+        "upgrade",
+        parents=[database],
+        help="make or upgrade the tables",
+        description="Bring the tables to the version of this release. Any number may run at the same time.",
+    )
+    upgrade.set_defaults(run="database:upgrade")
+    how = upgrade.add_mutually_exclusive_group()
+    how.add_argument("--sql", action="store_true", help="print what is missing as a script for psql; change nothing")
+    how.add_argument("--check", action="store_true", help="exit code 1 when something is missing; change nothing")
+    url = actions.add_parser(
+        "url",
+        parents=[database],
+        help="print the database's URL, for psql and others",
+        description='Print the database\'s URL with its password, as psql takes it: psql "$(queuedtask db url)".\n'
+        "Starts the embedded server if need be.",
+    )
+    url.set_defaults(run="database:url")
+
+
+def _demo(commands: _Commands, database: _Options) -> None:
+    demo = commands.add_parser(
+        "demo",
+        parents=[database],
+        help="see it work: one task for each file of a directory",
+        description="Add one task for each regular file under DIRECTORY (__pycache__ and site-packages left out), run\n"
+        "them with a worker of four slots, show the progress and sum up from the rows. Each task reads its file and\n"
+        "returns size, SHA-256, number of lines and, for a Python file, its definitions. A file that cannot be read\n"
+        "fails, with the reason.",
+    )
+    demo.set_defaults(run="demo:demo")
+    demo.add_argument(
+        "directory", metavar="DIRECTORY", nargs="?", help="where the files are (default: Python's standard library)"
+    )
