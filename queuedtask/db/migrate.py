@@ -105,6 +105,17 @@ def upgrade(cursor: Cursor) -> list[Migration]:
     return missing
 
 
+def script(cursor: Cursor) -> str:
+    """Return what :func:`upgrade` would execute as a script for psql; an empty text when nothing is missing."""
+    missing = pending(cursor)
+    if not missing:
+        return ""
+    parts = ["BEGIN;\n", f"SELECT pg_advisory_xact_lock({LOCK});\n", *(migration.script() for migration in missing)]
+    if _look(cursor).is_adopted:
+        parts += [f"{statement.sql};\n" for statement in store.ADOPT]
+    return "\n".join([*parts, "COMMIT;\n"])
+
+
 def require_usable(cursor: Cursor) -> None:
     """Raise SchemaOutdated unless this release can work with the database's schema.
 

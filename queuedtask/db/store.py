@@ -492,27 +492,27 @@ def seconds_to_next_due(cursor: Cursor) -> float | None:
 
 # -------------------------------------------------------------------------------------------------- by a person or cron
 
+REQUEUE_FITS: tuple[ColumnElement[bool], ...] = (
+    tasks.c.state == any_(parameter("states", ARRAY(Text))),
+    or_(parameter("ids", ARRAY(Uuid)).is_(None), tasks.c.id == any_(parameter("ids", ARRAY(Uuid)))),
+    or_(parameter("name", Text).is_(None), tasks.c.name == parameter("name", Text)),
+    or_(
+        parameter("since", Double).is_(None),
+        tasks.c.date_done >= func.now() - parameter("since", Double) * SECOND,
+    ),
+    or_(
+        parameter("max_requeues", Integer).is_(None),
+        tasks.c.requeues < parameter("max_requeues", Integer),
+    ),
+)
+"""The conditions of a :class:`Requeue`: also those of the read that lists what would go round again."""
+
 REQUEUE = Statement(
     "requeue",
     _move(
         states.REQUEUE,
         _picked(
-            select(tasks.c.id)
-            .where(
-                tasks.c.state == any_(parameter("states", ARRAY(Text))),
-                or_(parameter("ids", ARRAY(Uuid)).is_(None), tasks.c.id == any_(parameter("ids", ARRAY(Uuid)))),
-                or_(parameter("name", Text).is_(None), tasks.c.name == parameter("name", Text)),
-                or_(
-                    parameter("since", Double).is_(None),
-                    tasks.c.date_done >= func.now() - parameter("since", Double) * SECOND,
-                ),
-                or_(
-                    parameter("max_requeues", Integer).is_(None),
-                    tasks.c.requeues < parameter("max_requeues", Integer),
-                ),
-            )
-            .order_by(tasks.c.date_done)
-            .limit(parameter("limit", Integer))
+            select(tasks.c.id).where(*REQUEUE_FITS).order_by(tasks.c.date_done).limit(parameter("limit", Integer))
         ),
         requeues=tasks.c.requeues + literal_column("1"),
         failures=literal_column("0"),
@@ -678,12 +678,14 @@ RETIRE_ALL_WORKERS = Statement(
 )
 
 
+ADOPT = (REBUILD_DEPENDENCIES, RECOUNT_PARENTS, RESCUE_ALL, RETIRE_ALL_WORKERS)
+"""What makes tables that came out of a dump go on; none of them has a parameter."""
+
+
 def adopt(cursor: Cursor) -> None:
     """Make tables that came out of a dump go on: rebuild the edges, recount, and take back what was running.
 
     Whoever owned those rows works on another database, so nobody's attempt is overwritten here.
     """
-    REBUILD_DEPENDENCIES(cursor)
-    RECOUNT_PARENTS(cursor)
-    RESCUE_ALL(cursor)
-    RETIRE_ALL_WORKERS(cursor)
+    for statement in ADOPT:
+        statement(cursor)
