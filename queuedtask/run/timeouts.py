@@ -25,6 +25,8 @@ _set_async_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)
 _set_async_exception.restype = ctypes.c_int
 
 
+_NO_EXCEPTION: Final = ctypes.py_object()
+"""A null pointer; ctypes would hand over None itself, which the thread would then try to raise."""
 NOTHING: Final = object()
 """Stands for "has not returned"."""
 
@@ -83,7 +85,7 @@ class Guard:
         self._armed = False
         if self._sent:
             # Nothing is pending any more; make sure of it, for the thread goes on with somebody else's task.
-            _set_async_exception(self._thread, None)
+            _set_async_exception(self._thread, _NO_EXCEPTION)
 
     def run(self, coroutine: Coroutine[Any, Any, object]) -> object:
         """Run a coroutine in a new event loop, interruptible by cancellation. To be used inside :meth:`call`."""
