@@ -163,6 +163,22 @@ def test_the_scripts_run_by_psql_make_the_same_schema_and_may_run_twice(
         assert migrate.pending(connection.cursor()) == []
 
 
+def run_script(program: Callable[..., str], url: str) -> str:
+    with contextlib.closing(raw_connection(url)) as connection:
+        script = migrate.script(connection.cursor())
+    options = ("-qX", "-v", "ON_ERROR_STOP=1", "-o", os.devnull)
+    program("psql", *options, "-c", "SET client_min_messages = warning", "-f", "-", for_libpq(url), given=script)
+    return script
+
+
+def test_the_script_of_an_upgrade_does_what_the_upgrade_does(
+    empty_database_url: str, database_url: str, program: Callable[..., str]
+) -> None:
+    assert run_script(program, empty_database_url) != ""
+    assert schema_of(program, empty_database_url) == schema_of(program, database_url)
+    assert run_script(program, empty_database_url) == ""
+
+
 # -------------------------------------------------------------------------------------------------------- usable or not
 
 
@@ -282,9 +298,13 @@ def test_a_dump_of_three_tables_is_completed_by_an_upgrade(
     assert execute(restored_url, kept) == execute(database_url, kept)
 
 
-def test_what_ran_when_the_dump_was_made_goes_back_to_the_queue(restored_url: str) -> None:
-    with contextlib.closing(upgraded(restored_url)):
-        pass
+@pytest.mark.parametrize("way", ["upgrade", "script"])
+def test_what_ran_when_the_dump_was_made_goes_back_to_the_queue(
+    restored_url: str, program: Callable[..., str], way: str
+) -> None:
+    if way == "script":
+        run_script(program, restored_url)
+    upgraded(restored_url).close()
     found = execute(restored_url, "SELECT name, state, claimed_by, attempt, failures FROM queued_tasks ORDER BY name")
     assert found == [
         ("child", "waiting", None, 0, 0),
@@ -299,8 +319,7 @@ def test_what_ran_when_the_dump_was_made_goes_back_to_the_queue(restored_url: st
 
 
 def test_the_edges_are_rebuilt_from_the_parents_and_counted_anew(restored_url: str) -> None:
-    with contextlib.closing(upgraded(restored_url)):
-        pass
+    upgraded(restored_url).close()
     edges = execute(
         restored_url,
         "SELECT t.name, p.name FROM queued_task_dependencies d JOIN queued_tasks t ON t.id = d.task"
@@ -338,8 +357,7 @@ def test_a_whole_dump_is_no_adoption(database_url: str, other_url: str, program:
     execute(database_url, FILL)
     dump = program("pg_dump", for_libpq(database_url))
     program("psql", "-qX", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, for_libpq(other_url), given=dump)
-    with contextlib.closing(upgraded(other_url)):
-        pass
+    upgraded(other_url).close()
     assert execute(other_url, "SELECT state FROM queued_tasks WHERE name = 'doing'") == [("doing",)]
 
 
