@@ -131,12 +131,15 @@ class Queue:
         )
 
         def declare(function: Callable[P, R_co]) -> TaskFunction[P, R_co]:
+            # What the class hands out later is the function inside, and so does a worker find it.
+            inner: Any = function.__func__ if isinstance(function, staticmethod) else function
+
             def delay(*args: P.args, **kwargs: P.kwargs) -> TaskRef:
-                return self.add_task(function, *args, **kwargs)
+                return self.add_task(inner, *args, **kwargs)
 
             try:
-                setattr(function, OPTIONS, declared)
-                function.delay = delay  # type: ignore[attr-defined]
+                setattr(inner, OPTIONS, declared)
+                inner.delay = delay
             except AttributeError:
                 raise InvalidTask(f"@queue.task: {function!r} takes no attributes; wrap it in a def") from None
             return cast(TaskFunction[P, R_co], function)
