@@ -19,5 +19,6 @@ html_theme = "furo"
 html_title = f"queuedtask {version}"
 highlight_language = "python"
 nitpicky = True
+smartquotes = False  # they would make one dash of the two in --json
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
