@@ -494,7 +494,11 @@ class Manager:
 
     def _retire(self) -> None:
         if self._link.is_up:
-            store.retire_worker(self._link.cursor, worker=self.id)
+            try:
+                store.retire_worker(self._link.cursor, worker=self.id)
+            except psycopg2.Error as error:
+                # All tasks are settled; only the row goes on saying that this worker runs.
+                self._link.lost(error)
         logger.info("worker %s ended", self.id)
 
 
