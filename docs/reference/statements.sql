@@ -115,6 +115,64 @@ WHERE queued_tasks.id = ANY (array((
 )))
 RETURNING CAST(queued_tasks.id AS TEXT) AS id;
 
+-- count_states
+SELECT queued_tasks.state, count(*) AS count
+FROM queued_tasks
+GROUP BY queued_tasks.state;
+
+-- demo_current
+SELECT CAST(queued_tasks.args AS TEXT) AS args, CAST(EXTRACT(epoch FROM clock_timestamp() -
+    queued_tasks.date_started) AS DOUBLE PRECISION) AS age
+FROM queued_tasks
+WHERE queued_tasks.id BETWEEN CAST(%(first)s AS UUID)
+AND CAST(%(last)s AS UUID)
+AND CAST((queued_tasks.meta ->> %(meta_1)s) AS VARCHAR) = CAST(%(run)s AS TEXT)
+AND queued_tasks.state = 'doing'
+ORDER BY queued_tasks.date_started, queued_tasks.date_enqueued
+LIMIT CAST(%(limit)s AS INTEGER);
+
+-- demo_failed
+SELECT CAST(queued_tasks.args AS TEXT) AS args, queued_tasks.error_type, queued_tasks.error_message
+FROM queued_tasks
+WHERE queued_tasks.id BETWEEN CAST(%(first)s AS UUID)
+AND CAST(%(last)s AS UUID)
+AND CAST((queued_tasks.meta ->> %(meta_1)s) AS VARCHAR) = CAST(%(run)s AS TEXT)
+AND queued_tasks.state = 'failed'
+ORDER BY queued_tasks.id
+LIMIT CAST(%(limit)s AS INTEGER);
+
+-- demo_slowest
+SELECT CAST(queued_tasks.args AS TEXT) AS args, CAST(EXTRACT(epoch FROM queued_tasks.date_done -
+    queued_tasks.date_started) AS DOUBLE PRECISION) AS seconds
+FROM queued_tasks
+WHERE queued_tasks.id BETWEEN CAST(%(first)s AS UUID)
+AND CAST(%(last)s AS UUID)
+AND CAST((queued_tasks.meta ->> %(meta_1)s) AS VARCHAR) = CAST(%(run)s AS TEXT)
+AND queued_tasks.date_started IS NOT NULL
+AND queued_tasks.state = 'done'
+ORDER BY queued_tasks.date_done - queued_tasks.date_started DESC
+LIMIT CAST(%(limit)s AS INTEGER);
+
+-- demo_states
+SELECT queued_tasks.state, count(*) AS count
+FROM queued_tasks
+WHERE queued_tasks.id BETWEEN CAST(%(first)s AS UUID)
+AND CAST(%(last)s AS UUID)
+AND CAST((queued_tasks.meta ->> %(meta_1)s) AS VARCHAR) = CAST(%(run)s AS TEXT)
+GROUP BY queued_tasks.state;
+
+-- demo_totals
+SELECT coalesce(sum(CAST(CAST(queued_tasks.result ->> %(result_1)s AS VARCHAR) AS BIGINT)), 0) AS bytes,
+    coalesce(sum(CAST(CAST(queued_tasks.result ->> %(result_2)s AS VARCHAR) AS BIGINT)), 0) AS lines,
+    coalesce(sum(CAST(CAST(queued_tasks.result ->> %(result_3)s AS VARCHAR) AS BIGINT)), 0) AS definitions,
+    count(*) FILTER (WHERE jsonb_exists(queued_tasks.result, 'syntax_error')) AS unparsed, count(DISTINCT
+    queued_tasks.claimed_by) AS workers, CAST(EXTRACT(epoch FROM max(queued_tasks.date_done) -
+    min(queued_tasks.date_started)) AS DOUBLE PRECISION) AS seconds
+FROM queued_tasks
+WHERE queued_tasks.id BETWEEN CAST(%(first)s AS UUID)
+AND CAST(%(last)s AS UUID)
+AND CAST((queued_tasks.meta ->> %(meta_1)s) AS VARCHAR) = CAST(%(run)s AS TEXT);
+
 -- disown
 UPDATE queued_tasks
 SET state='enqueued', date_enqueued=clock_timestamp(), date_started=NULL, date_done=NULL, claimed_by=NULL
@@ -203,6 +261,14 @@ ORDER BY queued_task_logs.id;
 -- notify
 SELECT pg_notify(CAST(%(notify_channel)s AS TEXT), '') AS pg_notify_1;
 
+-- oldest_enqueued
+SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.date_enqueued, CAST(EXTRACT(epoch
+    FROM clock_timestamp() - queued_tasks.date_enqueued) AS DOUBLE PRECISION) AS age
+FROM queued_tasks
+WHERE queued_tasks.state = 'enqueued'
+ORDER BY queued_tasks.date_enqueued
+LIMIT 1;
+
 -- rebuild_dependencies
 INSERT INTO queued_task_dependencies (task, parent)
 SELECT queued_tasks.id, parent.id AS id_1
@@ -266,6 +332,26 @@ WHERE queued_tasks.id = ANY (array((
 AND queued_tasks.state IN ('done', 'failed', 'cancelled', 'stopped')
 RETURNING CAST(queued_tasks.id AS TEXT) AS id;
 
+-- requeueable
+SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.state, queued_tasks.function,
+    CAST(queued_tasks.args AS TEXT) AS args, CAST(queued_tasks.kwargs AS TEXT) AS kwargs,
+    queued_tasks.channel, queued_tasks.priority, CAST(queued_tasks.parents AS TEXT[]) AS parents,
+    queued_tasks.date_created, queued_tasks.date_enqueued, queued_tasks.date_scheduled,
+    queued_tasks.date_started, queued_tasks.date_done, queued_tasks.attempt, queued_tasks.failures,
+    queued_tasks.max_retries, queued_tasks.lost_count, queued_tasks.requeues, queued_tasks.timeout,
+    queued_tasks.claimed_by, CAST(queued_tasks.context AS TEXT) AS context, CAST(queued_tasks.result AS TEXT)
+    AS result, queued_tasks.error_type, queued_tasks.error_message, queued_tasks.error_traceback,
+    CAST(queued_tasks.meta AS TEXT) AS meta
+FROM queued_tasks
+WHERE queued_tasks.state = ANY (CAST(%(states)s AS TEXT[]))
+AND (CAST(%(ids)s AS UUID[]) IS NULL OR queued_tasks.id = ANY (CAST(%(ids)s AS UUID[])))
+AND (CAST(%(name)s AS TEXT) IS NULL OR queued_tasks.name = CAST(%(name)s AS TEXT))
+AND (CAST(%(since)s AS DOUBLE PRECISION) IS NULL OR queued_tasks.date_done >= now() - CAST(%(since)s AS DOUBLE
+    PRECISION) * interval '1 second')
+AND (CAST(%(max_requeues)s AS INTEGER) IS NULL OR queued_tasks.requeues < CAST(%(max_requeues)s AS INTEGER))
+ORDER BY queued_tasks.date_done
+LIMIT CAST(%(limit)s AS INTEGER);
+
 -- rescue_all
 UPDATE queued_tasks
 SET state='enqueued', date_enqueued=clock_timestamp(), date_started=NULL, date_done=NULL, claimed_by=NULL
@@ -297,12 +383,43 @@ AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
 AND queued_tasks.attempt = ended.attempt
 RETURNING CAST(queued_tasks.id AS TEXT) AS id;
 
+-- running
+SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.claimed_by, queued_tasks.attempt,
+    queued_tasks.date_started, CAST(EXTRACT(epoch FROM clock_timestamp() - queued_tasks.date_started) AS
+    DOUBLE PRECISION) AS age
+FROM queued_tasks
+WHERE queued_tasks.state = 'doing'
+AND queued_tasks.date_started IS NOT NULL
+ORDER BY queued_tasks.claimed_by, queued_tasks.date_started;
+
 -- seconds_to_next_due
 SELECT CAST(EXTRACT(epoch FROM min(queued_tasks.date_scheduled) - clock_timestamp()) AS DOUBLE PRECISION) AS
     anon_1
 FROM queued_tasks
 WHERE queued_tasks.state IN ('waiting')
 AND queued_tasks.pending_parents <= 0;
+
+-- server_version
+SELECT current_setting('server_version') AS current_setting_1, clock_timestamp() AS clock_timestamp_1;
+
+-- stats
+SELECT sample.name, count(*) FILTER (WHERE sample.state = 'waiting') AS waiting, count(*) FILTER (WHERE
+    sample.state = 'enqueued') AS enqueued, count(*) FILTER (WHERE sample.state = 'doing') AS doing, count(*)
+    FILTER (WHERE sample.state = 'done') AS done, count(*) FILTER (WHERE sample.state = 'failed') AS failed,
+    count(*) FILTER (WHERE sample.state = 'cancelled') AS cancelled, count(*) FILTER (WHERE sample.state =
+    'stopped') AS stopped, sum(sample.failures) AS failures, avg(CAST(EXTRACT(epoch FROM sample.date_done -
+    sample.date_started) AS DOUBLE PRECISION)) AS seconds_average, percentile_cont(0.95) WITHIN GROUP (ORDER
+    BY CAST(EXTRACT(epoch FROM sample.date_done - sample.date_started) AS DOUBLE PRECISION)) AS seconds_p95,
+    count(*) FILTER (WHERE sample.date_done > clock_timestamp() - interval '1 hour') AS ended_last_hour
+FROM (
+    SELECT queued_tasks.name AS name, queued_tasks.state AS state, queued_tasks.failures AS failures,
+        queued_tasks.date_started AS date_started, queued_tasks.date_done AS date_done
+    FROM queued_tasks
+    ORDER BY queued_tasks.id DESC
+    LIMIT CAST(%(sample)s AS INTEGER)
+) AS sample
+GROUP BY sample.name
+ORDER BY count(*) DESC, sample.name;
 
 -- task
 SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.state, queued_tasks.function,
@@ -321,7 +438,8 @@ WHERE queued_tasks.id = CAST(%(id)s AS UUID);
 SELECT queued_task_workers.id, queued_task_workers.server_name, queued_task_workers.max_workers,
     queued_task_workers.active_workers, queued_task_workers.idle_workers, queued_task_workers.is_running,
     queued_task_workers.last_heartbeat, queued_task_workers.pid, queued_task_workers.supervisor_pid,
-    queued_task_workers.date_started, queued_task_workers.version
+    queued_task_workers.date_started, queued_task_workers.version, CAST(EXTRACT(epoch FROM clock_timestamp() -
+    queued_task_workers.last_heartbeat) AS DOUBLE PRECISION) AS silence
 FROM queued_task_workers
 WHERE queued_task_workers.is_running OR CAST(%(all)s AS INTEGER) = %(param_1)s
 ORDER BY queued_task_workers.id;

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from queuedtask.cli import output
 from queuedtask.cli.apps import open_queue
 from queuedtask.config import Config
 from queuedtask.worker.manager import Manager
@@ -23,7 +24,7 @@ def worker(arguments: argparse.Namespace) -> int:
     _log_to_stderr(queue.config.log_level)
     for variable, meant in Config.unknown_variables():
         hint = f"; did you mean {meant}?" if meant else ""
-        print(f"queuedtask: warning: {variable} is no setting{hint}", file=sys.stderr)
+        output.print_warning(f"{variable} is no setting{hint}")
     manager = Manager(queue, burst=arguments.burst)
     with _stopped_by_signals(manager):
         manager.start()

@@ -2,12 +2,47 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, Integer, Text, Uuid, any_, cast, or_, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Double,
+    Integer,
+    Text,
+    Uuid,
+    any_,
+    cast,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+)
 
 from queuedtask.db.schema import attempts, logs, tasks, workers
 from queuedtask.db.statement import Cursor, Statement, parameter
+from queuedtask.db.store import REQUEUE_FITS, Requeue
+from queuedtask.model import states
+
+CLOCK = func.clock_timestamp()
+
+
+def _literal(value: str) -> ColumnElement[Any]:
+    # Constants of ours stand in the SQL itself: PostgreSQL can then prove that a partial index fits.
+    return literal_column(f"'{value}'")
+
+
+def _is_in(state: str) -> ColumnElement[bool]:
+    return tasks.c.state == _literal(state)
+
+
+def _seconds(interval: ColumnElement[Any]) -> ColumnElement[Any]:
+    return cast(func.extract("epoch", interval), Double)
+
+
+# -------------------------------------------------------------------------------------------------------------- tasks
 
 
 class TaskRow(NamedTuple):
@@ -87,6 +122,107 @@ def find_tasks(
     return [TaskRow._make(row) for row in found.fetchall()]
 
 
+REQUEUEABLE = Statement(
+    "requeueable",
+    select(*_task_columns).where(*REQUEUE_FITS).order_by(tasks.c.date_done).limit(parameter("limit", Integer)),
+)
+
+
+def requeueable_tasks(cursor: Cursor, which: Requeue) -> list[TaskRow]:
+    """Return what a requeue would send round again now, in its order."""
+    found = REQUEUEABLE(cursor, **which._asdict() | {"states": list(which.states)})
+    return [TaskRow._make(row) for row in found.fetchall()]
+
+
+COUNT_STATES = Statement("count_states", select(tasks.c.state, func.count().label("count")).group_by(tasks.c.state))
+
+
+def count_states(cursor: Cursor) -> dict[str, int]:
+    """Return how many tasks are in each state, in the order of the life cycle. Reads the whole table."""
+    counts = dict.fromkeys(states.STATES, 0)
+    counts.update((row[0], int(row[1])) for row in COUNT_STATES(cursor).fetchall())
+    return counts
+
+
+class Oldest(NamedTuple):
+    """The task that has been waiting longest for a free slot."""
+
+    id: str
+    name: str
+    date_enqueued: datetime
+    seconds: float
+
+
+OLDEST_ENQUEUED = Statement(
+    "oldest_enqueued",
+    select(
+        cast(tasks.c.id, Text),
+        tasks.c.name,
+        tasks.c.date_enqueued,
+        _seconds(CLOCK - tasks.c.date_enqueued).label("age"),
+    )
+    .where(_is_in(states.ENQUEUED))
+    .order_by(tasks.c.date_enqueued)
+    .limit(literal_column("1")),
+)
+
+
+def oldest_enqueued(cursor: Cursor) -> Oldest | None:
+    """Return the task that has been waiting longest for a free slot, None when none waits."""
+    row = OLDEST_ENQUEUED(cursor).fetchone()
+    return None if row is None else Oldest._make(row)
+
+
+class NameStats(NamedTuple):
+    """What a sample of the newest tasks says about one name."""
+
+    name: str
+    waiting: int
+    enqueued: int
+    doing: int
+    done: int
+    failed: int
+    cancelled: int
+    stopped: int
+    failures: int
+    """Failed attempts since each task was added or sent round again."""
+    seconds_average: float | None
+    seconds_p95: float | None
+    ended_last_hour: int
+
+
+# The newest by id: the primary key's index bounds what is read, however large the table is.
+_sample = (
+    select(tasks.c.name, tasks.c.state, tasks.c.failures, tasks.c.date_started, tasks.c.date_done)
+    .order_by(tasks.c.id.desc())
+    .limit(parameter("sample", Integer))
+    .subquery("sample")
+)
+_run_time = _seconds(_sample.c.date_done - _sample.c.date_started)
+
+STATS = Statement(
+    "stats",
+    select(
+        _sample.c.name,
+        *(func.count().filter(_sample.c.state == _literal(state)).label(state) for state in states.STATES),
+        func.sum(_sample.c.failures).label("failures"),
+        func.avg(_run_time).label("seconds_average"),
+        func.percentile_cont(literal_column("0.95")).within_group(_run_time).label("seconds_p95"),
+        func.count().filter(_sample.c.date_done > CLOCK - text("interval '1 hour'")).label("ended_last_hour"),
+    )
+    .group_by(_sample.c.name)
+    .order_by(func.count().desc(), _sample.c.name),
+)
+
+
+def name_stats(cursor: Cursor, *, sample: int) -> list[NameStats]:
+    """Return what the newest tasks say about each name, the most frequent one first."""
+    return [NameStats._make(row) for row in STATS(cursor, sample=sample).fetchall()]
+
+
+# ---------------------------------------------------------------------------------------------------- logs and attempts
+
+
 class LogRow(NamedTuple):
     """A line that was logged inside a task."""
 
@@ -137,6 +273,9 @@ def task_attempts(cursor: Cursor, task_id: str) -> list[AttemptRow]:
     return [AttemptRow._make(row) for row in ATTEMPTS(cursor, id=task_id).fetchall()]
 
 
+# ------------------------------------------------------------------------------------------------------------- workers
+
+
 class WorkerRow(NamedTuple):
     """A worker process as it last reported."""
 
@@ -151,11 +290,20 @@ class WorkerRow(NamedTuple):
     supervisor_pid: int | None
     date_started: datetime
     version: str | None
+    silence: float
+    """Seconds since its last heartbeat, by the database's clock."""
+
+    def is_live(self, lease: float) -> bool:
+        """Tell whether it runs, as far as anybody can know."""
+        return self.is_running and self.silence < lease
 
 
 WORKERS = Statement(
     "workers",
-    select(*(workers.c[name] for name in WorkerRow._fields))
+    select(
+        *(workers.c[name] for name in WorkerRow._fields if name in workers.c),
+        _seconds(CLOCK - workers.c.last_heartbeat).label("silence"),
+    )
     .where(or_(workers.c.is_running, parameter("all", Integer) == 1))
     .order_by(workers.c.id),
 )
@@ -164,3 +312,152 @@ WORKERS = Statement(
 def list_workers(cursor: Cursor, *, also_ended: bool = False) -> list[WorkerRow]:
     """Return the workers whose rows say that they run, or all that ever did."""
     return [WorkerRow._make(row) for row in WORKERS(cursor, all=int(also_ended)).fetchall()]
+
+
+class RunningRow(NamedTuple):
+    """A task whose own code is running, with its worker."""
+
+    id: str
+    name: str
+    claimed_by: int
+    attempt: int
+    date_started: datetime
+    seconds: float
+
+
+# A worker claims ahead: what it has claimed and not begun has no start. It writes a start half a second late.
+RUNNING = Statement(
+    "running",
+    select(
+        cast(tasks.c.id, Text),
+        tasks.c.name,
+        tasks.c.claimed_by,
+        tasks.c.attempt,
+        tasks.c.date_started,
+        _seconds(CLOCK - tasks.c.date_started).label("age"),
+    )
+    .where(_is_in(states.DOING), tasks.c.date_started.is_not(None))
+    .order_by(tasks.c.claimed_by, tasks.c.date_started),
+)
+
+
+def running_tasks(cursor: Cursor) -> list[RunningRow]:
+    """Return what the slots of all workers have been running for half a second or more, by worker."""
+    return [RunningRow._make(row) for row in RUNNING(cursor).fetchall()]
+
+
+SERVER_VERSION = Statement(
+    "server_version", select(func.current_setting(_literal("server_version")), func.clock_timestamp())
+)
+
+
+def server_version(cursor: Cursor) -> tuple[str, datetime]:
+    """Return PostgreSQL's version and the time by its clock."""
+    row = SERVER_VERSION(cursor).fetchone()
+    return row[0], row[1]
+
+
+# ------------------------------------------------------------------------------------------------- one run of the demo
+
+# Ids of one process grow: the two ends bound what is read, meta tells the tasks of two that run at once apart.
+_of_run = (
+    tasks.c.id.between(parameter("first", Uuid), parameter("last", Uuid)),
+    tasks.c.meta["demo"].as_string() == parameter("run", Text),
+)
+
+
+class Run(NamedTuple):
+    """Where the tasks of one run are: the first and the last id, and the mark in their ``meta``."""
+
+    first: str
+    last: str
+    run: str
+
+
+RUN_STATES = Statement(
+    "demo_states", select(tasks.c.state, func.count().label("count")).where(*_of_run).group_by(tasks.c.state)
+)
+
+RUN_CURRENT = Statement(
+    "demo_current",
+    select(cast(tasks.c.args, Text), _seconds(CLOCK - tasks.c.date_started).label("age"))
+    .where(*_of_run, _is_in(states.DOING))
+    .order_by(tasks.c.date_started, tasks.c.date_enqueued)
+    .limit(parameter("limit", Integer)),
+)
+
+_result = tasks.c.result
+
+
+def _sum(key: str) -> ColumnElement[Any]:
+    return func.coalesce(func.sum(cast(_result[key].as_string(), BigInteger)), literal_column("0"))
+
+
+RUN_TOTALS = Statement(
+    "demo_totals",
+    select(
+        _sum("size").label("bytes"),
+        _sum("lines").label("lines"),
+        _sum("definitions").label("definitions"),
+        func.count().filter(func.jsonb_exists(_result, _literal("syntax_error"))).label("unparsed"),
+        func.count(tasks.c.claimed_by.distinct()).label("workers"),
+        _seconds(func.max(tasks.c.date_done) - func.min(tasks.c.date_started)).label("seconds"),
+    ).where(*_of_run),
+)
+
+RUN_SLOWEST = Statement(
+    "demo_slowest",
+    select(cast(tasks.c.args, Text), _seconds(tasks.c.date_done - tasks.c.date_started).label("seconds"))
+    .where(*_of_run, tasks.c.date_started.is_not(None), _is_in(states.DONE))
+    .order_by((tasks.c.date_done - tasks.c.date_started).desc())
+    .limit(parameter("limit", Integer)),
+)
+
+RUN_FAILED = Statement(
+    "demo_failed",
+    select(cast(tasks.c.args, Text), tasks.c.error_type, tasks.c.error_message)
+    .where(*_of_run, _is_in(states.FAILED))
+    .order_by(tasks.c.id)
+    .limit(parameter("limit", Integer)),
+)
+
+
+class RunTotals(NamedTuple):
+    """What all results of a run add up to."""
+
+    bytes: int
+    lines: int
+    definitions: int
+    unparsed: int
+    workers: int
+    seconds: float | None
+    """From the first start to the last end."""
+
+
+def run_states(cursor: Cursor, run: Run) -> dict[str, int]:
+    """Return how many tasks of a run are in each state."""
+    return {row[0]: int(row[1]) for row in RUN_STATES(cursor, **run._asdict()).fetchall()}
+
+
+def run_current(cursor: Cursor, run: Run, *, limit: int) -> list[tuple[str, float | None]]:
+    """Return the arguments of tasks of a run that are claimed, and for how long they have been running.
+
+    Those that run come first, then those that were claimed first: what is too short for its start to be written yet.
+    """
+    return [(row[0], row[1]) for row in RUN_CURRENT(cursor, **run._asdict(), limit=limit).fetchall()]
+
+
+def run_totals(cursor: Cursor, run: Run) -> RunTotals:
+    """Return what the results of a run add up to."""
+    row = RUN_TOTALS(cursor, **run._asdict()).fetchone()
+    return RunTotals._make([*map(int, row[:5]), row[5]])
+
+
+def run_slowest(cursor: Cursor, run: Run, *, limit: int) -> list[tuple[str, float]]:
+    """Return the arguments and run times of the slowest tasks of a run that were done."""
+    return [(row[0], row[1]) for row in RUN_SLOWEST(cursor, **run._asdict(), limit=limit).fetchall()]
+
+
+def run_failed(cursor: Cursor, run: Run, *, limit: int) -> list[tuple[str, str, str]]:
+    """Return the arguments of failed tasks of a run, with the errors' types and messages, in the order added."""
+    return [(row[0], row[1], row[2]) for row in RUN_FAILED(cursor, **run._asdict(), limit=limit).fetchall()]

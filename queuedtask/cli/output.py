@@ -1,0 +1,203 @@
+"""What commands print: rich tables on a terminal, plain aligned text elsewhere, JSON when it is asked for.
+
+Texts of tasks are shown as they are, but never as they want to be: control characters could move the cursor or set
+the terminal's title, so they are spelt out.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_COLOURS = {
+    "done": "green",
+    "failed": "red",
+    "doing": "cyan",
+    "enqueued": "yellow",
+    "cancelled": "magenta",
+    "stopped": "magenta",
+}
+REDACTED = "***"
+
+
+def is_terminal() -> bool:
+    """Tell whether a person looks at stdout."""
+    return sys.stdout.isatty()
+
+
+def console() -> "Console":
+    """Return rich's console on stdout; with NO_COLOR it writes no escape sequences for styles at all."""
+    from rich.console import Console
+
+    found = Console(highlight=False, emoji=False, markup=False)
+    return Console(highlight=False, emoji=False, markup=False, color_system=None) if found.no_color else found
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+
+
+def clean(text: str) -> str:
+    """Return the text with its control characters spelt out, newlines and tabs excepted."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def moment(time: datetime | None) -> str:
+    """Return a time for people: UTC, to the second."""
+    return "" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def iso(time: datetime | None) -> str | None:
+    """Return a time for programs: ISO 8601, UTC."""
+    return None if time is None else time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def span(seconds: float | None) -> str:
+    """Return a duration for people, in two units at most."""
+    if seconds is None:
+        return ""
+    if seconds < 0:
+        return f"-{span(-seconds)}"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02} h"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people."""
+    amount = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{count} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def decoded(text: str | None) -> Any:
+    """Return the value of a jsonb column's text as JSON has it, tags included: what is printed is what is stored."""
+    return None if text is None else json.loads(text)
+
+
+def redacted(kwargs: Any, patterns: Sequence[str]) -> Any:
+    """Return keyword arguments with the values masked whose names fit one of the patterns, in any case."""
+    if not isinstance(kwargs, dict):
+        return kwargs
+    lowered = [pattern.lower() for pattern in patterns]
+    return {
+        name: REDACTED if any(fnmatchcase(name.lower(), pattern) for pattern in lowered) else value
+        for name, value in kwargs.items()
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ printing
+
+
+def print_json(value: object) -> None:
+    """Print a document for programs."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def print_json_line(value: object) -> None:
+    """Print one document of many, each on a line of its own."""
+    print(json.dumps(value, ensure_ascii=False, default=_plain), flush=True)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, Decimal):
+        return float(value)
+    raise TypeError(f"{type(value).__qualname__} in JSON output")
+
+
+def print_line(text: str = "") -> None:
+    """Print a text of ours or of a task's."""
+    print(clean(text))
+
+
+def print_error(text: str) -> None:
+    """Print what is wrong."""
+    print(f"queuedtask: error: {clean(text)}", file=sys.stderr)
+
+
+def print_warning(text: str) -> None:
+    """Print what the user may want to know although the command goes on."""
+    print(f"queuedtask: warning: {clean(text)}", file=sys.stderr)
+
+
+def print_table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, whole: Iterable[str] = (), right: Iterable[str] = ()
+) -> None:
+    """Print a table. ``whole``: columns that are never wrapped or cut on a terminal; ``right``: columns of numbers."""
+    # In a table a text has one line.
+    texts = [
+        [clean("" if cell is None else str(cell)).replace("\n", " ").replace("\t", " ") for cell in row] for row in rows
+    ]
+    is_right = [header in right for header in headers]
+    if is_terminal():
+        _draw_table(headers, texts, set(whole), is_right)
+        return
+    widths = [max(map(len, column)) for column in zip(headers, *texts, strict=True)]
+    for row in [list(headers), *texts]:
+        cells = [
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(row, widths, is_right, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _draw_table(
+    headers: Sequence[str], texts: Sequence[Sequence[str]], whole: set[str], is_right: Sequence[bool]
+) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for header, numeric in zip(headers, is_right, strict=True):
+        table.add_column(Text(header), no_wrap=header in whole, justify="right" if numeric else "left", overflow="fold")
+    for row in texts:
+        table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
+    console().print(table)
+
+
+def print_pairs(pairs: Mapping[str, object]) -> None:
+    """Print names and values, one below the other; what is None or empty is left out."""
+    shown = {name: clean(str(value)) for name, value in pairs.items() if value is not None and value != ""}
+    width = max(map(len, shown), default=0)
+    # The further lines of a text stand below its first one.
+    indented = {name: text.replace("\n", f"\n{' ' * (width + 2)}") for name, text in shown.items()}
+    for name, text in indented.items():
+        if is_terminal():
+            from rich.text import Text
+
+            line = Text.assemble((name.ljust(width), "bold"), "  ", (text, _COLOURS.get(text, "")))
+            console().print(line, soft_wrap=True)
+        else:
+            print(f"{name.ljust(width)}  {text}")
+
+
+def print_heading(text: str) -> None:
+    """Print what the lines that follow are about."""
+    if is_terminal():
+        from rich.text import Text
+
+        console().print(Text(f"\n{clean(text)}", "bold"))
+    else:
+        print(f"\n{clean(text)}")

@@ -1,0 +1,347 @@
+"""The commands that read: status, stats, servers, tasks, show, logs, config."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from queuedtask.cli import output
+from queuedtask.cli.apps import open_queue
+from queuedtask.db import migrate, reads, store
+from queuedtask.db.reads import AttemptRow, LogRow, TaskRow, WorkerRow
+from queuedtask.db.statement import Cursor
+from queuedtask.errors import TaskNotFound
+from queuedtask.model import codec, states
+from queuedtask.taskqueue import Queue
+
+FOLLOW_INTERVAL: Final = 0.5
+
+
+@contextmanager
+def reading(queue: Queue) -> Iterator[Cursor]:
+    """Give a cursor in a transaction on a database whose schema we can read. Raises SchemaOutdated."""
+    with queue.database.transaction() as cursor:
+        migrate.require_usable(cursor)
+        yield cursor
+
+
+# --------------------------------------------------------------------------------------------------- status and stats
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """Show the tasks by state, the live workers and the oldest pending task."""
+    queue = open_queue(arguments)
+    with reading(queue) as cursor:
+        counts = reads.count_states(cursor)
+        live = [worker for worker in reads.list_workers(cursor) if worker.is_live(queue.config.lease)]
+        oldest = reads.oldest_enqueued(cursor)
+        next_due = store.seconds_to_next_due(cursor)
+        _, now = reads.server_version(cursor)
+    slots = sum(worker.max_workers for worker in live)
+    active = sum(worker.active_workers for worker in live)
+    if arguments.json:
+        output.print_json(
+            {
+                "time": now,
+                "tasks": counts,
+                "workers": {"live": len(live), "max_workers": slots, "active_workers": active},
+                "oldest_enqueued": None if oldest is None else oldest._asdict(),
+                "seconds_to_next_due": next_due,
+            }
+        )
+        return
+    output.print_table(["state", "tasks"], [[*item] for item in counts.items()], right=["tasks"])
+    output.print_line()
+    waiting = None if oldest is None else f"{oldest.id} {oldest.name}, since {output.span(oldest.seconds)}"
+    due = None if next_due is None else f"in {output.span(next_due)}" if next_due > 0 else "now"
+    output.print_pairs(
+        {
+            "live workers": f"{len(live)} with {slots} slots, {active} of them busy",
+            "oldest pending": waiting or "none",
+            "next one due": due,
+        }
+    )
+
+
+def stats(arguments: argparse.Namespace) -> None:
+    """Show what a sample of the newest tasks says about each name."""
+    queue = open_queue(arguments)
+    with reading(queue) as cursor:
+        names = reads.name_stats(cursor, sample=arguments.sample)
+    seen = sum(sum(getattr(name, state) for state in states.STATES) for name in names)
+    if arguments.json:
+        sample = {"limit": arguments.sample, "tasks": seen, "is_everything": seen < arguments.sample}
+        output.print_json({"sample": sample, "names": [name._asdict() for name in names]})
+        return
+    numbers = [*states.STATES, "failures", "average", "95 %", "last hour"]
+    rows = [
+        [
+            name.name,
+            *(getattr(name, state) for state in states.STATES),
+            name.failures,
+            output.span(name.seconds_average),
+            output.span(name.seconds_p95),
+            name.ended_last_hour,
+        ]
+        for name in names
+    ]
+    output.print_table(["name", *numbers], rows, right=numbers)
+    everything = "all there are" if seen < arguments.sample else "the newest ones; --sample looks at more"
+    output.print_line(f"\nCounted over {seen} tasks, {everything}.")
+
+
+# -------------------------------------------------------------------------------------------------------------- servers
+
+
+def servers(arguments: argparse.Namespace) -> None:
+    """Show the worker processes and what they run."""
+    queue = open_queue(arguments)
+    lease = queue.config.lease
+    with reading(queue) as cursor:
+        workers = reads.list_workers(cursor)
+        running = reads.running_tasks(cursor)
+    by_worker = {worker.id: [task for task in running if task.claimed_by == worker.id] for worker in workers}
+    if arguments.json:
+        output.print_json([_server(worker, lease, by_worker[worker.id]) for worker in workers])
+        return
+    if not workers:
+        output.print_line("no worker is running")
+        return
+    rows = [
+        [
+            worker.id,
+            worker.server_name,
+            worker.pid,
+            worker.max_workers,
+            worker.active_workers,
+            worker.idle_workers,
+            f"{output.span(worker.silence)} ago" + ("" if worker.is_live(lease) else ", silent"),
+            output.moment(worker.date_started),
+            worker.version,
+        ]
+        for worker in workers
+    ]
+    numbers = ["id", "pid", "slots", "active", "idle"]
+    headers = ["id", "server", "pid", "slots", "active", "idle", "heartbeat", "started", "version"]
+    output.print_table(headers, rows, right=numbers)
+    if any(by_worker.values()):
+        output.print_line()
+        tasks = [
+            [task.claimed_by, task.id, task.name, task.attempt, output.span(task.seconds)]
+            for worker in workers
+            for task in by_worker[worker.id]
+        ]
+        headers = ["worker", "running task", "name", "attempt", "for"]
+        output.print_table(headers, tasks, whole=["running task"], right=["worker", "attempt", "for"])
+
+
+def _server(worker: WorkerRow, lease: float, running: Sequence[reads.RunningRow]) -> dict[str, Any]:
+    return worker._asdict() | {"is_live": worker.is_live(lease), "running": [task._asdict() for task in running]}
+
+
+# ---------------------------------------------------------------------------------------------------------------- tasks
+
+
+def tasks(arguments: argparse.Namespace) -> None:
+    """List tasks."""
+    queue = open_queue(arguments)
+    with reading(queue) as cursor:
+        wanted = None if arguments.state is None else [arguments.state]
+        found = reads.find_tasks(
+            cursor, states=wanted, name=arguments.name, channel=arguments.channel, limit=arguments.limit
+        )
+    if arguments.json:
+        output.print_json([task_document(task, queue.config.redact) for task in found])
+    else:
+        print_tasks(found, queue.config.redact)
+
+
+def print_tasks(found: Sequence[TaskRow], redact: Sequence[str]) -> None:
+    """Print a table of tasks."""
+    headers = ["id", "state", "name", "channel", "enqueued", "run time", "failures", "arguments or error"]
+    rows = [
+        [
+            task.id,
+            task.state,
+            task.name or task.function,
+            task.channel,
+            output.moment(task.date_enqueued),
+            output.span(_run_time(task)),
+            task.failures,
+            _shortened(_error(task) or call(task, redact), 60),
+        ]
+        for task in found
+    ]
+    output.print_table(headers, rows, whole=["id", "state", "enqueued"], right=["failures", "run time"])
+
+
+def task_document(task: TaskRow, redact: Sequence[str]) -> dict[str, Any]:
+    """Return a task as a JSON document: the columns' names, JSON as it is stored."""
+    document: dict[str, Any] = task._asdict()
+    for name in ("args", "kwargs", "context", "result", "meta"):
+        document[name] = output.decoded(document[name])
+    document["kwargs"] = output.redacted(document["kwargs"], redact)
+    return document
+
+
+def call(task: TaskRow, redact: Sequence[str]) -> str:
+    """Return a task's arguments as they would be written in Python; as they are stored if they cannot be read."""
+    try:
+        args, kwargs = codec.decode_arguments(task.args, task.kwargs)
+        shown = output.redacted(kwargs, redact)
+        named = [f"{name}={'***' if shown[name] is not value else repr(value)}" for name, value in kwargs.items()]
+        return f"({', '.join([*map(repr, args), *named])})"
+    except Exception:  # a row that somebody wrote by hand may hold anything
+        kwargs_text = json.dumps(output.redacted(output.decoded(task.kwargs), redact), ensure_ascii=False)
+        return f"{task.args} {kwargs_text}"
+
+
+def _error(task: TaskRow) -> str | None:
+    if task.error_type is None and task.error_message is None:
+        return None
+    return ": ".join(filter(None, (task.error_type, task.error_message)))
+
+
+def _run_time(task: TaskRow) -> float | None:
+    if task.date_started is None or task.date_done is None:
+        return None
+    return (task.date_done - task.date_started).total_seconds()
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+# ----------------------------------------------------------------------------------------------------------------- show
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Show everything about one task."""
+    queue = open_queue(arguments)
+    with reading(queue) as cursor:
+        task = _get(cursor, arguments.id)
+        failed = reads.task_attempts(cursor, arguments.id)
+    if arguments.json:
+        attempts = [attempt._asdict() for attempt in failed]
+        output.print_json(task_document(task, queue.config.redact) | {"attempts": attempts})
+        return
+    output.print_pairs(
+        {
+            "id": task.id,
+            "name": task.name,
+            "state": task.state,
+            "function": task.function,
+            "arguments": call(task, queue.config.redact),
+            "channel": task.channel,
+            "priority": task.priority,
+            "parents": ", ".join(task.parents),
+            "created": output.moment(task.date_created),
+            "enqueued": output.moment(task.date_enqueued),
+            "not before": output.moment(task.date_scheduled),
+            "started": output.moment(task.date_started),
+            "ended": output.moment(task.date_done),
+            "run time": output.span(_run_time(task)),
+            "worker": task.claimed_by,
+            "claimed": _times(task.attempt),
+            "failures": task.failures,
+            "retries allowed": "as configured" if task.max_retries is None else task.max_retries,
+            "lost": _times(task.lost_count) if task.lost_count else None,
+            "requeued": _times(task.requeues) if task.requeues else None,
+            "timeout": None if task.timeout is None else output.span(task.timeout),
+            "meta": _indented(task.meta),
+            "context": _indented(task.context),
+            "result": _indented(task.result),
+            "error": _error(task),
+        }
+    )
+    if task.error_traceback and not failed:
+        output.print_line(f"\n{task.error_traceback.rstrip()}")
+    for attempt in failed:
+        _print_attempt(attempt)
+
+
+def _print_attempt(attempt: AttemptRow) -> None:
+    when = output.moment(attempt.date_done)
+    by = "" if attempt.worker is None else f" on worker {attempt.worker}"
+    output.print_heading(f"attempt {attempt.attempt} {attempt.outcome.replace('_', ' ')} {when}{by}")
+    error = ": ".join(filter(None, (attempt.error_type, attempt.error_message)))
+    output.print_line((attempt.error_traceback or error).rstrip())
+
+
+def _get(cursor: Cursor, task_id: str) -> TaskRow:
+    task = reads.get_task(cursor, task_id)
+    if task is None:
+        raise TaskNotFound(f"there is no task {task_id}")
+    return task
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _indented(text: str | None) -> str | None:
+    return None if text is None else json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+
+
+# ----------------------------------------------------------------------------------------------------------------- logs
+
+
+def logs(arguments: argparse.Namespace) -> None:
+    """Show what a task has logged; go on until it has ended when it is followed."""
+    queue = open_queue(arguments)
+    after = 0
+    while True:
+        with reading(queue) as cursor:
+            # The state first: what has ended has written all its lines in the same transaction.
+            state = _get(cursor, arguments.id).state
+            lines = reads.task_logs(cursor, arguments.id, after=after)
+        for line in lines:
+            _print_log(line, arguments.json)
+            after = line.id
+        if not arguments.follow or state in states.FINAL:
+            return
+        time.sleep(FOLLOW_INTERVAL)
+
+
+def _print_log(line: LogRow, as_json: bool) -> None:
+    if as_json:
+        output.print_json_line(line._asdict())
+        return
+    where = f" {line.name}" if line.name else ""
+    print(output.clean(f"{output.moment(line.date_created)} {line.type.upper()}{where}: {line.message}"), flush=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- config
+
+
+def config(arguments: argparse.Namespace) -> None:
+    """Show every setting with its value and source; connects to nothing."""
+    queue = open_queue(arguments)
+    values = queue.config.as_dict()
+    if arguments.json:
+        output.print_json(values)
+        return
+    rows = [
+        [
+            setting.name,
+            _setting(values[setting.name]["value"]),
+            values[setting.name]["source"],
+            " or ".join(setting.environment),
+        ]
+        for setting in queue.config.settings()
+    ]
+    output.print_table(["setting", "value", "source", "environment variable"], rows, whole=["setting"])
+
+
+def _setting(value: Any) -> str:
+    if value is None or value in ("", [], {}):
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={target}" for name, target in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
