@@ -140,16 +140,12 @@ def _log_level(value: Any) -> int:
 _SECONDS = _number("seconds", 365 * 24 * 3600)
 _SECONDS_OR_ZERO = _number("seconds", 365 * 24 * 3600, zero=True)
 _YES_NO = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
-_BOOLEAN = Kind(
-    "boolean", "true or false (in text also 1/0, yes/no, on/off)", _boolean, lambda s: _YES_NO[s.lower()]
-)
+_BOOLEAN = Kind("boolean", "true or false (in text also 1/0, yes/no, on/off)", _boolean, lambda s: _YES_NO[s.lower()])
 _CHANNEL_NAME = Kind("name", "a name of 1 to 63 bytes, printable", _channel_name)
 _URL = Kind("URL", "a PostgreSQL URL, such as postgresql://user:password@host:5432/name", _postgresql_url)
 _DIRECTORY = Kind("directory", "the path of a directory", _directory)
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
-_APPLICATION = _pattern(
-    "application", "module or module:queue, such as shop.tasks:queue", f"{_DOTTED}(:{_DOTTED})?"
-)
+_APPLICATION = _pattern("application", "module or module:queue, such as shop.tasks:queue", f"{_DOTTED}(:{_DOTTED})?")
 _LIST = Kind("list", "texts, comma-separated or in a list", _list)
 _ALIASES = Kind("mapping", "old.module:function=new.module:function, comma-separated, or a mapping", _aliases)
 _CHANNEL = r"\s*[^\s,:@]{1,64}(:[1-9][0-9]{0,8})?(@[1-9][0-9]{0,8}/(sec|min|hour|day))?\s*"

@@ -19,7 +19,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from helpers import ensure_template, fresh_database
-
 from queuedtask.db.embedded import EmbeddedServer
 from queuedtask.errors import DatabaseUnavailable
 

@@ -23,9 +23,7 @@ T = TypeVar("T")
 TEMPLATE = "queuedtask_template"
 
 
-def wait_until(
-    predicate: Callable[[], T], timeout: float = 10.0, interval: float = 0.01, message: str = ""
-) -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = 10.0, interval: float = 0.01, message: str = "") -> T:
     """Return the first truthy value of the predicate; AssertionError with its last value after the timeout.
 
     An AssertionError of the predicate counts as "not yet", and is the cause of ours if it stays.

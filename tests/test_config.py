@@ -94,9 +94,7 @@ def test_secret_and_reserved_settings_are_marked():
 def test_importing_the_module_reads_no_environment():
     script = "import queuedtask.config as c; print(c.Config().max_retries, c.Config.resolve().max_retries)"
     environ = {**os.environ, "QUEUE_MAX_RETRIES": "7"}
-    run = subprocess.run(
-        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["3", "7"]
 
 

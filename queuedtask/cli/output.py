@@ -142,16 +142,25 @@ def print_warning(text: str) -> None:
 
 
 def print_table(
-    headers: Sequence[str], rows: Iterable[Sequence[object]], *, whole: Iterable[str] = (), right: Iterable[str] = ()
+    headers: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    whole: Iterable[str] = (),
+    right: Iterable[str] = (),
+    cut: Iterable[str] = (),
 ) -> None:
-    """Print a table. ``whole``: columns that are never wrapped or cut on a terminal; ``right``: columns of numbers."""
+    """Print a table.
+
+    On a terminal the columns ``whole`` keep their width, ``cut`` are cut to one line, all others are folded. ``right``:
+    columns of numbers.
+    """
     # In a table a text has one line.
     texts = [
         [clean("" if cell is None else str(cell)).replace("\n", " ").replace("\t", " ") for cell in row] for row in rows
     ]
     is_right = [header in right for header in headers]
     if is_terminal():
-        _draw_table(headers, texts, set(whole), is_right)
+        _draw_table(headers, texts, set(whole), set(cut), is_right)
         return
     widths = [max(map(len, column)) for column in zip(headers, *texts, strict=True)]
     for row in [list(headers), *texts]:
@@ -163,15 +172,21 @@ def print_table(
 
 
 def _draw_table(
-    headers: Sequence[str], texts: Sequence[Sequence[str]], whole: set[str], is_right: Sequence[bool]
+    headers: Sequence[str], texts: Sequence[Sequence[str]], whole: set[str], cut: set[str], is_right: Sequence[bool]
 ) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for header, numeric in zip(headers, is_right, strict=True):
-        table.add_column(Text(header), no_wrap=header in whole, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            Text(header),
+            min_width=max(len(row[len(table.columns)]) for row in [headers, *texts]) if header in whole else None,
+            no_wrap=header in whole | cut,
+            justify="right" if numeric else "left",
+            overflow="ellipsis" if header in cut else "fold",
+        )
     for row in texts:
         table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
     console().print(table)

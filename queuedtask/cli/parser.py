@@ -5,6 +5,7 @@ It imports neither SQLAlchemy nor rich: the man page is built from :func:`build_
 """
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -16,8 +17,10 @@ EXIT_CODES = """\
 exit codes:
   0    all is well
   1    something failed or is unhealthy; the reason is on stderr
-  2    the command line is wrong: an unknown option, a missing value, a confirmation that nobody can give
+  2    the command line is wrong: an unknown option, a value that cannot
+       be, a confirmation that nobody can give
   130  interrupted with Ctrl-C
+  141  whoever read the output has closed it
 """
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -86,11 +89,15 @@ def _environment() -> str:
     lines = ["environment variables (a flag wins over the variable, the variable over the default):"]
     for setting in Config.settings():
         reserved = " (without effect in this release)" if setting.reserved else ""
-        lines += [
-            f"  {', '.join(setting.environment)}",
-            f"      {setting.help} Default: {setting.default_text}.{reserved}",
-        ]
-    return "\n".join([*lines, "  NO_COLOR", "      No colours on a terminal. Default: none."])
+        lines += _described(
+            ", ".join(setting.environment), f"{setting.help} Default: {setting.default_text}.{reserved}"
+        )
+    return "\n".join([*lines, *_described("NO_COLOR", "If set, no colours on a terminal.")])
+
+
+def _described(name: str, text: str) -> list[str]:
+    # Narrow enough for a man page, which indents it once more and breaks what is longer.
+    return [f"  {name}", *textwrap.wrap(text, 70, initial_indent=" " * 6, subsequent_indent=" " * 6)]
 
 
 def _database_options() -> argparse.ArgumentParser:

@@ -174,7 +174,9 @@ def print_tasks(found: Sequence[TaskRow], redact: Sequence[str]) -> None:
         ]
         for task in found
     ]
-    output.print_table(headers, rows, whole=["id", "state", "enqueued"], right=["failures", "run time"])
+    output.print_table(
+        headers, rows, whole=["id", "state", "enqueued"], right=["failures", "run time"], cut=headers[-1:]
+    )
 
 
 def task_document(task: TaskRow, redact: Sequence[str]) -> dict[str, Any]:

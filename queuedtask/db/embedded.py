@@ -213,9 +213,7 @@ class EmbeddedServer:
             while self._is_ours(postmaster.pid):
                 waited = time.monotonic() - start
                 if waited > _STOP_TIMEOUT:
-                    raise self._failure(
-                        f"did not stop within {_STOP_TIMEOUT:.0f} s (process {postmaster.pid})"
-                    )
+                    raise self._failure(f"did not stop within {_STOP_TIMEOUT:.0f} s (process {postmaster.pid})")
                 if waited > _FAST_STOP_TIMEOUT and not insisted:
                     os.kill(postmaster.pid, signal.SIGQUIT)  # like a crash: the next start recovers
                     insisted = True
@@ -228,9 +226,7 @@ class EmbeddedServer:
         postmaster = self._running()
         if postmaster is None:
             return Status(False, None, self._data_version(), self.directory, None)
-        return Status(
-            True, postmaster.pid, self._server_version(postmaster), self.directory, self._url(postmaster)
-        )
+        return Status(True, postmaster.pid, self._server_version(postmaster), self.directory, self._url(postmaster))
 
     # ---- finding the server
 
@@ -334,9 +330,7 @@ class EmbeddedServer:
                     " `python -m queuedtask db stop` and try again"
                 )
             if postmaster.ready and not postmaster.socket.exists():
-                deadline = min(
-                    deadline, time.monotonic() + 2
-                )  # a cleaned temporary directory does not come back
+                deadline = min(deadline, time.monotonic() + 2)  # a cleaned temporary directory does not come back
             time.sleep(_INTERVAL)
 
     def _refuse_foreign_host(self) -> None:
@@ -371,9 +365,7 @@ class EmbeddedServer:
             self._create_cluster(account)
         self._check_cluster(account)
         socket_directory = self._socket_directory(account)
-        self._write_state(
-            host=socket.gethostname(), boot=_boot_id(), socket=socket_directory, pid=None, databases=[]
-        )
+        self._write_state(host=socket.gethostname(), boot=_boot_id(), socket=socket_directory, pid=None, databases=[])
         if self._log.exists() and self._log.stat().st_size > _LOG_LIMIT:
             self._log.replace(self._log.with_suffix(".log.1"))
         deadline = time.monotonic() + _LEFTOVERS_TIMEOUT
@@ -428,9 +420,7 @@ class EmbeddedServer:
             if running is not None or not alive:
                 return running
             if time.monotonic() > deadline:
-                raise self._failure(
-                    f"is still not ready after {_START_TIMEOUT:.0f} s (process {pid}, it goes on)"
-                )
+                raise self._failure(f"is still not ready after {_START_TIMEOUT:.0f} s (process {pid}, it goes on)")
             time.sleep(_INTERVAL)
 
     def _create_cluster(self, account: _Account | None) -> None:
@@ -454,9 +444,7 @@ class EmbeddedServer:
                 if said is None or "locale" not in said:
                     break
             if said is not None:
-                raise DatabaseUnavailable(
-                    f"initdb could not create a PostgreSQL cluster in {self._data}:\n{said}"
-                )
+                raise DatabaseUnavailable(f"initdb could not create a PostgreSQL cluster in {self._data}:\n{said}")
             with (fresh / "postgresql.conf").open("a", encoding="utf-8") as configuration:
                 configuration.write(_CONFIGURATION)
                 configuration.flush()
@@ -528,9 +516,7 @@ class EmbeddedServer:
         try:
             connection = self._connect(postmaster)
         except psycopg2.OperationalError as error:
-            raise self._failure(
-                f"runs (process {postmaster.pid}) but refuses connections: {error}"
-            ) from error
+            raise self._failure(f"runs (process {postmaster.pid}) but refuses connections: {error}") from error
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -539,9 +525,7 @@ class EmbeddedServer:
                 if self.database not in databases:
                     with contextlib.suppress(psycopg2.errors.DuplicateDatabase):
                         cursor.execute(
-                            psycopg2.sql.SQL("CREATE DATABASE {}").format(
-                                psycopg2.sql.Identifier(self.database)
-                            )
+                            psycopg2.sql.SQL("CREATE DATABASE {}").format(psycopg2.sql.Identifier(self.database))
                         )
         finally:
             connection.close()
@@ -665,9 +649,7 @@ class EmbeddedServer:
                 )
             raise DatabaseUnavailable(f"cannot {verb} the embedded PostgreSQL: {error}{hint}") from error
         except (OSError, subprocess.SubprocessError) as error:
-            raise DatabaseUnavailable(
-                f"cannot {verb} the embedded PostgreSQL in {self.directory}: {error}"
-            ) from error
+            raise DatabaseUnavailable(f"cannot {verb} the embedded PostgreSQL in {self.directory}: {error}") from error
 
 
 def _listens(postmaster: _Postmaster, owner: int) -> bool:
@@ -684,9 +666,7 @@ def _listens(postmaster: _Postmaster, owner: int) -> bool:
             return False
         if hasattr(socket, "SO_PEERCRED"):
             size = struct.calcsize("3i")
-            pid, _, _ = struct.unpack(
-                "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-            )
+            pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
             # 0 is a process that we cannot see, in another container on the same directory.
             return pid in (0, postmaster.pid)
         return True

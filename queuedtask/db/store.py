@@ -511,9 +511,7 @@ REQUEUE = Statement(
     "requeue",
     _move(
         states.REQUEUE,
-        _picked(
-            select(tasks.c.id).where(*REQUEUE_FITS).order_by(tasks.c.date_done).limit(parameter("limit", Integer))
-        ),
+        _picked(select(tasks.c.id).where(*REQUEUE_FITS).order_by(tasks.c.date_done).limit(parameter("limit", Integer))),
         requeues=tasks.c.requeues + literal_column("1"),
         failures=literal_column("0"),
         lost_count=literal_column("0"),

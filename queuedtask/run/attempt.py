@@ -190,11 +190,15 @@ def flush_context() -> None:
     """
     attempt = _thread.attempt
     if attempt is not None:
-        written = attempt.context.request_write()
-        attempt.wake_manager()
-        # In short waits, because an interrupt arrives only between them.
-        while not written.wait(timeout=0.1):
-            pass
+        # The manager takes the locks in here as well, so no interrupt may land while one is held. It lands between the
+        # waits, which are short for that.
+        with attempt.guard.hold():
+            written = attempt.context.request_write()
+            attempt.wake_manager()
+        is_written = False
+        while not is_written:
+            with attempt.guard.hold():
+                is_written = written.wait(timeout=0.1)
 
 
 def _context_outside() -> Context:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import execute, wait_until
 from sqlalchemy import create_engine, text
 
+from helpers import execute, wait_until
 from queuedtask.db import embedded
 from queuedtask.db.embedded import EmbeddedServer, default_directory
 from queuedtask.errors import ConfigError, DatabaseUnavailable
@@ -272,18 +272,14 @@ def test_ten_processes_at_once_on_an_empty_directory_share_one_server(make: Make
     server = make()
     body = "said = []\nurl = server.ensure_running(said.append)\nprint(len(said), url)"
     command = script(server, body)
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) for _ in range(10)
-    ]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) for _ in range(10)]
     lines = [process.communicate(timeout=60)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0] * 10
     assert sorted(said for said, _ in lines) == ["0"] * 9 + ["1"]
     assert {url for _, url in lines} == {server.url}
 
 
-def test_the_server_outlives_a_starter_that_is_killed_and_inherits_nothing_from_it(
-    make: Make, tmp_path: Path
-) -> None:
+def test_the_server_outlives_a_starter_that_is_killed_and_inherits_nothing_from_it(make: Make, tmp_path: Path) -> None:
     server = make()
     held = tmp_path / "held"
     body = (
@@ -335,9 +331,7 @@ def test_a_killed_server_is_started_again_with_its_data(cluster: EmbeddedServer)
 
 
 @pytest.mark.parametrize("now", ["nobody", "another process", "another process of its account"])
-def test_a_pid_file_left_by_a_reboot_is_cleared_whoever_has_the_pid_now(
-    cluster: EmbeddedServer, now: str
-) -> None:
+def test_a_pid_file_left_by_a_reboot_is_cleared_whoever_has_the_pid_now(cluster: EmbeddedServer, now: str) -> None:
     cluster.ensure_running()
     left = cluster.directory / "data" / "postmaster.pid"
     content = left.read_text()
@@ -532,9 +526,7 @@ def test_root_without_the_right_to_look_into_processes_can_stop_the_server(make:
     assert (done.stdout.split(), done.stderr) == (["True", "True"], "")
 
 
-def _as_user(
-    uid: int, gid: int, place: Path, bin_dir: Path | None, answers: "multiprocessing.Queue[object]"
-) -> None:
+def _as_user(uid: int, gid: int, place: Path, bin_dir: Path | None, answers: "multiprocessing.Queue[object]") -> None:
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
@@ -566,9 +558,7 @@ def run_as_nobody(place: Path, bin_dir: Path | None) -> object:
 
 
 @AS_ROOT
-def test_an_ordinary_user_needs_no_account_and_shares_the_server_with_root(
-    make: Make, directory: Path
-) -> None:
+def test_an_ordinary_user_needs_no_account_and_shares_the_server_with_root(make: Make, directory: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     directory.mkdir(parents=True)
     os.chown(directory, nobody.pw_uid, nobody.pw_gid)

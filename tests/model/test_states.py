@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import fresh_database, raw_connection
 from sqlalchemy import Uuid
 from sqlalchemy.dialects.postgresql import psycopg2 as driver
 
 import queuedtask
+from helpers import fresh_database, raw_connection
 from queuedtask.db import store
 from queuedtask.db.embedded import EmbeddedServer
 from queuedtask.db.schema import tasks

@@ -399,8 +399,6 @@ class Firing:
             guard.fire(TaskTimeout)
 
 
-
-
 def _burn(loops: int) -> int:
     total = 0
     for number in range(loops):

@@ -47,9 +47,8 @@ def test_a_wake_after_one_that_came_while_the_pipe_was_emptied_is_not_lost(
 
 
 def test_a_full_pipe_does_not_block_the_one_who_wakes(waker: Waker) -> None:
-    with pytest.raises(BlockingIOError):
-        while True:
-            os.write(waker.writer, b"." * 4096)
+    while select.select([], [waker.writer], [], 0)[1]:
+        os.write(waker.writer, b"." * 4096)
     waker.wake()
     assert is_awake(waker)
     waker.clear()

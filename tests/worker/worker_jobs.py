@@ -1,0 +1,120 @@
+"""The tasks of the worker's tests; ``tests/worker`` is put on the import path by the tests that use them."""
+
+import asyncio
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from queuedtask import Cancel, Retry, current_task, flush_context, get_context, set_context
+
+released = threading.Event()
+"""What blocked() waits for."""
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+async def add_async(a: int, b: int) -> int:
+    await asyncio.sleep(0)
+    return a + b
+
+
+def fail(message: str = "boom") -> None:
+    raise ValueError(message)
+
+
+def leave() -> None:
+    raise SystemExit(3)
+
+
+def interrupt_keyboard() -> None:
+    raise KeyboardInterrupt
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+async def sleep_async(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def sleep(seconds: float) -> str:
+    time.sleep(seconds)
+    return "slept"
+
+
+def blocked() -> str:
+    assert released.wait(30)
+    return "released"
+
+
+def note(path: str, line: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(line + "\n")
+
+
+def retry_once(delay: float) -> int:
+    attempt = current_task().attempt
+    if attempt == 1:
+        raise Retry("not yet", delay=delay)
+    return attempt
+
+
+def cancel() -> None:
+    raise Cancel("customer left")
+
+
+def count_up_to_failure() -> None:
+    set_context("count", get_context("count", 0) + 1)
+    raise ValueError("again")
+
+
+def set_and_spin() -> None:
+    set_context("progress.rows", 500)
+    while True:
+        pass
+
+
+def set_and_wait() -> None:
+    set_context("progress.rows", 500)
+    assert released.wait(30)
+    set_context("progress.rows", 1000)
+
+
+def set_often(times: int) -> None:
+    for n in range(times):
+        set_context("n", n)
+
+
+def flush_deferred() -> None:
+    set_context("deferred", 1, auto_commit=False)
+    flush_context()
+    assert released.wait(30)
+
+
+def log_from_everywhere() -> None:
+    logging.getLogger("shop").info("from the task, %s", "formatted")
+    logging.getLogger("queuedtask.own").warning("ours")
+    logging.getLogger("sqlalchemy.engine").warning("the driver's")
+    logging.getLogger("shop").debug("below the level")
+
+    def joined() -> None:
+        set_context("thread", True)
+        logging.getLogger("shop.thread").warning("from a thread\0 of it")
+
+    thread = threading.Thread(target=current_task().copy_context().run, args=(joined,))
+    thread.start()
+    thread.join()
+
+
+def odd_result() -> Any:
+    return {"when": object(), "nan": float("nan"), "text": "a\0b\ud800"}
+
+
+def token() -> list[object]:
+    return [current_task().id, current_task().attempt]
