@@ -34,10 +34,11 @@ FLOORS: dict[str, set[str]] = {
 DANGEROUS = {
     "ctypes": {"queuedtask.run.timeouts"},
     "signal": {"queuedtask.cli", "queuedtask.worker", "queuedtask.db.embedded"},
-    "os.environ": {"queuedtask.config", "queuedtask.db.embedded"},  # there: XDG_DATA_HOME, as Path.home() reads HOME
+    # In db.embedded: XDG_DATA_HOME, as Path.home() reads HOME. The demo hands its own on to a child, and reads nothing.
+    "os.environ": {"queuedtask.config", "queuedtask.db.embedded", "queuedtask.cli.demo"},
     "os.getenv": set(),
     "os.putenv": set(),
-    "sqlalchemy": {"queuedtask.db", "queuedtask.taskqueue", "queuedtask.cli.apps"},
+    "sqlalchemy": {"queuedtask.db", "queuedtask.taskqueue", "queuedtask.cli.apps", "queuedtask.cli.database"},
     "psycopg2": {"queuedtask.db", "queuedtask.worker"},
 }
 
