@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,8 @@ _COLOURS = {
     "stopped": "magenta",
 }
 REDACTED = "***"
+LEAST_WIDTH = 30
+"""Characters of a table's last column that are worth showing."""
 
 
 def is_terminal() -> bool:
@@ -145,51 +147,53 @@ def print_table(
     headers: Sequence[str],
     rows: Iterable[Sequence[object]],
     *,
-    whole: Iterable[str] = (),
     right: Iterable[str] = (),
-    cut: Iterable[str] = (),
+    dispensable: Iterable[str] = (),
 ) -> None:
-    """Print a table.
+    """Print a table; ``right`` are columns of numbers.
 
-    On a terminal the columns ``whole`` keep their width, ``cut`` are cut to one line, all others are folded. ``right``:
-    columns of numbers.
+    A terminal that is too narrow gets it without the ``dispensable`` columns, as many of them as need be, the first
+    ones first. The last column is cut to what is left, unless it has numbers.
     """
     # In a table a text has one line.
-    texts = [
-        [clean("" if cell is None else str(cell)).replace("\n", " ").replace("\t", " ") for cell in row] for row in rows
-    ]
-    is_right = [header in right for header in headers]
+    texts = [[clean("" if cell is None else str(cell)).replace("\n", " ") for cell in row] for row in rows]
+    columns = {header: [row[index] for row in texts] for index, header in enumerate(headers)}
     if is_terminal():
-        _draw_table(headers, texts, set(whole), set(cut), is_right)
+        _draw_table(columns, set(right), list(dispensable))
         return
-    widths = [max(map(len, column)) for column in zip(headers, *texts, strict=True)]
-    for row in [list(headers), *texts]:
-        cells = [
-            cell.rjust(width) if numeric else cell.ljust(width)
-            for cell, width, numeric in zip(row, widths, is_right, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    aligned = [_aligned(header, column, header in right) for header, column in columns.items()]
+    for line in zip(*aligned, strict=True):
+        print("  ".join(line).rstrip())
 
 
-def _draw_table(
-    headers: Sequence[str], texts: Sequence[Sequence[str]], whole: set[str], cut: set[str], is_right: Sequence[bool]
-) -> None:
+def _aligned(header: str, column: Sequence[str], is_right: bool) -> list[str]:
+    width = max(map(len, [header, *column]))
+    return [text.rjust(width) if is_right else text.ljust(width) for text in [header, *column]]
+
+
+def _draw_table(columns: dict[str, list[str]], right: set[str], dispensable: list[str]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
+    widths = {header: max(map(len, [header, *column])) + 2 for header, column in columns.items()}
+    last = [*columns][-1]
+    if last not in right:
+        widths[last] = min(widths[last], LEAST_WIDTH)
+    for header in dispensable:
+        if sum(widths[kept] for kept in columns) > console().width:
+            del columns[header]
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for header, numeric in zip(headers, is_right, strict=True):
-        table.add_column(
-            Text(header),
-            min_width=max(len(row[len(table.columns)]) for row in [headers, *texts]) if header in whole else None,
-            no_wrap=header in whole | cut,
-            justify="right" if numeric else "left",
-            overflow="ellipsis" if header in cut else "fold",
-        )
-    for row in texts:
+    for header in columns:
+        justify: Literal["left", "right"] = "right" if header in right else "left"
+        width = None if header == last and last not in right else widths[header] - 2
+        table.add_column(Text(header), no_wrap=True, overflow="ellipsis", justify=justify, min_width=width)
+    for row in zip(*columns.values(), strict=True):
         table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
-    console().print(table)
+    # What is still too wide is wrapped by the terminal: nothing of it is lost.
+    drawing = console()
+    drawing.width = max(drawing.width, sum(widths[kept] for kept in columns))
+    drawing.print(table)
 
 
 def print_pairs(pairs: Mapping[str, object]) -> None:

@@ -87,7 +87,8 @@ def stats(arguments: argparse.Namespace) -> None:
         ]
         for name in names
     ]
-    output.print_table(["name", *numbers], rows, right=numbers)
+    dispensable = ["stopped", "cancelled", "waiting", "failures", "last hour", "95 %"]
+    output.print_table(["name", *numbers], rows, right=numbers, dispensable=dispensable)
     everything = "all there are" if seen < arguments.sample else "the newest ones; --sample looks at more"
     output.print_line(f"\nCounted over {seen} tasks, {everything}.")
 
@@ -134,7 +135,7 @@ def servers(arguments: argparse.Namespace) -> None:
             for task in by_worker[worker.id]
         ]
         headers = ["worker", "running task", "name", "attempt", "for"]
-        output.print_table(headers, tasks, whole=["running task"], right=["worker", "attempt", "for"])
+        output.print_table(headers, tasks, right=["worker", "attempt", "for"])
 
 
 def _server(worker: WorkerRow, lease: float, running: Sequence[reads.RunningRow]) -> dict[str, Any]:
@@ -174,9 +175,8 @@ def print_tasks(found: Sequence[TaskRow], redact: Sequence[str]) -> None:
         ]
         for task in found
     ]
-    output.print_table(
-        headers, rows, whole=["id", "state", "enqueued"], right=["failures", "run time"], cut=headers[-1:]
-    )
+    dispensable = ["failures", "channel", "enqueued", "run time", headers[-1]]
+    output.print_table(headers, rows, right=["failures", "run time"], dispensable=dispensable)
 
 
 def task_document(task: TaskRow, redact: Sequence[str]) -> dict[str, Any]:
@@ -334,7 +334,7 @@ def config(arguments: argparse.Namespace) -> None:
         ]
         for setting in queue.config.settings()
     ]
-    output.print_table(["setting", "value", "source", "environment variable"], rows, whole=["setting"])
+    output.print_table(["setting", "value", "source", "environment variable"], rows)
 
 
 def _setting(value: Any) -> str:
