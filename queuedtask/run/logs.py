@@ -82,9 +82,15 @@ class TaskLogHandler(logging.Handler):
         super().__init__(level)
         self._current = current
 
-    def createLock(self) -> None:  # noqa: N802 (logging's own name)
-        """Do without a lock: an interrupt could land while it is held, and every thread would wait for it for ever."""
-        self.lock = None
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Filter and emit without the handler's lock.
+
+        An interrupt could land while it is held, and every thread that logs would wait for it for ever.
+        """
+        passed = bool(self.filter(record))
+        if passed:
+            self.emit(record)
+        return passed
 
     def emit(self, record: logging.LogRecord) -> None:
         """Format the record and keep it, in the thread that logged it."""

@@ -200,7 +200,7 @@ def test_many_threads_set_while_snapshots_are_taken() -> None:
     assert seen == dict.fromkeys(range(threads), rounds - 1)
 
 
-# ---------------------------------------------------------------------------------------------- inside and outside tasks
+# ---------------------------------------------------------------------------------------- inside and outside tasks
 
 
 @pytest.fixture
