@@ -35,14 +35,15 @@ FROM added;
 
 -- add_attempts
 INSERT INTO queued_task_attempts (queued_task_id, attempt, outcome, error_type, error_message,
-    error_traceback, worker, date_started)
+    error_traceback, exit_signal, memory_bytes, worker, date_started)
 SELECT failed.id, failed.attempt, failed.outcome, failed.error_type, failed.error_message,
-    failed.error_traceback, CAST(%(worker)s AS INTEGER) AS anon_1, clock_timestamp() - failed.second *
-    interval '1 second' AS anon_2
+    failed.error_traceback, failed.exit_signal, failed.memory_byte, CAST(%(worker)s AS INTEGER) AS anon_1,
+    clock_timestamp() - failed.second * interval '1 second' AS anon_2
 FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
     CAST(%(outcomes)s AS TEXT[]), CAST(%(error_types)s AS TEXT[]), CAST(%(error_messages)s AS TEXT[]),
-    CAST(%(error_tracebacks)s AS TEXT[])) AS failed(id, attempt, second, outcome, error_type, error_message,
-    error_traceback);
+    CAST(%(error_tracebacks)s AS TEXT[]), CAST(%(exit_signals)s AS TEXT[]), CAST(%(memory_bytes)s AS
+    BIGINT[])) AS failed(id, attempt, second, outcome, error_type, error_message, error_traceback,
+    exit_signal, memory_byte);
 
 -- add_logs
 INSERT INTO queued_task_logs (queued_task_id, attempt, type, name, message, date_created)
@@ -52,21 +53,26 @@ FROM unnest(CAST(%(task_ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(
     CAST(%(names)s AS TEXT[]), CAST(%(messages)s AS TEXT[]), CAST(%(seconds)s AS DOUBLE PRECISION[])) WITH
     ORDINALITY AS line(task_id, attempt, type, name, message, second, position)
 JOIN queued_tasks ON queued_tasks.id = line.task_id
+WHERE queued_tasks.state IN ('doing')
+AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
+AND queued_tasks.attempt = line.attempt
 ORDER BY line.position;
 
 -- attempts
 SELECT queued_task_attempts.attempt, queued_task_attempts.outcome, queued_task_attempts.error_type,
     queued_task_attempts.error_message, queued_task_attempts.error_traceback, queued_task_attempts.worker,
-    queued_task_attempts.date_started, queued_task_attempts.date_done
+    queued_task_attempts.date_started, queued_task_attempts.date_done, queued_task_attempts.exit_signal,
+    queued_task_attempts.memory_bytes
 FROM queued_task_attempts
 WHERE queued_task_attempts.queued_task_id = CAST(%(id)s AS UUID)
 ORDER BY queued_task_attempts.attempt, queued_task_attempts.id;
 
 -- call_off
 UPDATE queued_tasks
-SET state='cancelled', date_started=(clock_timestamp() - ended.second * interval '1 second'),
-    date_done=clock_timestamp(), context=coalesce(ended.context, queued_tasks.context),
-    error_message=ended.error_message, error_type=ended.error_type, error_traceback=ended.error_traceback
+SET state='cancelled', date_started=coalesce(clock_timestamp() - ended.second * interval '1 second',
+    queued_tasks.date_started), date_done=clock_timestamp(), context=coalesce(ended.context,
+    queued_tasks.context), error_message=ended.error_message, error_type=ended.error_type,
+    error_traceback=ended.error_traceback
 FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
     CAST(%(contexts)s AS JSONB[]), CAST(%(error_types)s AS TEXT[]), CAST(%(error_messages)s AS TEXT[]),
     CAST(%(error_tracebacks)s AS TEXT[])) AS ended(id, attempt, second, context, error_type, error_message,
@@ -76,7 +82,11 @@ AND queued_tasks.id = ended.id
 AND queued_tasks.state IN ('doing')
 AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
 AND queued_tasks.attempt = ended.attempt
-RETURNING CAST(queued_tasks.id AS TEXT) AS id;
+RETURNING CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.attempt;
+
+-- cancel_backends
+SELECT pg_cancel_backend(backend.pid) AS pg_cancel_backend_1
+FROM unnest(CAST(%(pids)s AS INTEGER[])) AS backend(pid);
 
 -- claim
 WITH claimed AS (
@@ -95,10 +105,11 @@ WITH claimed AS (
     RETURNING CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.function,
         CAST(queued_tasks.args AS TEXT) AS args, CAST(queued_tasks.kwargs AS TEXT) AS kwargs,
         CAST(queued_tasks.context AS TEXT) AS context, queued_tasks.attempt, queued_tasks.failures,
-        queued_tasks.max_retries, queued_tasks.timeout, queued_tasks.priority, queued_tasks.date_enqueued
+        queued_tasks.max_retries, queued_tasks.timeout, queued_tasks.lost_count, queued_tasks.priority,
+        queued_tasks.date_enqueued
 )
 SELECT claimed.id, claimed.name, claimed.function, claimed.args, claimed.kwargs, claimed.context,
-    claimed.attempt, claimed.failures, claimed.max_retries, claimed.timeout
+    claimed.attempt, claimed.failures, claimed.max_retries, claimed.timeout, claimed.lost_count
 FROM claimed
 ORDER BY claimed.priority DESC, claimed.date_enqueued;
 
@@ -181,22 +192,28 @@ AND queued_tasks.id != ALL (CAST(%(ids)s AS UUID[]))
 AND queued_tasks.state IN ('doing')
 RETURNING CAST(queued_tasks.id AS TEXT) AS id;
 
+-- disown_all
+UPDATE queued_tasks
+SET state='enqueued', date_enqueued=clock_timestamp(), date_started=NULL, date_done=NULL, claimed_by=NULL
+WHERE queued_tasks.state IN ('doing');
+
 -- fail
 UPDATE queued_tasks
-SET state='failed', date_started=(clock_timestamp() - ended.second * interval '1 second'),
-    date_done=clock_timestamp(), context=coalesce(ended.context, queued_tasks.context),
-    error_message=ended.error_message, error_type=ended.error_type, error_traceback=ended.error_traceback,
-    failures=(queued_tasks.failures + 1)
+SET state='failed', date_started=coalesce(clock_timestamp() - ended.second * interval '1 second',
+    queued_tasks.date_started), date_done=clock_timestamp(), context=coalesce(ended.context,
+    queued_tasks.context), error_message=ended.error_message, error_type=ended.error_type,
+    error_traceback=ended.error_traceback, failures=(queued_tasks.failures + 1),
+    lost_count=(queued_tasks.lost_count + ended.lost)
 FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
     CAST(%(contexts)s AS JSONB[]), CAST(%(error_types)s AS TEXT[]), CAST(%(error_messages)s AS TEXT[]),
-    CAST(%(error_tracebacks)s AS TEXT[])) AS ended(id, attempt, second, context, error_type, error_message,
-    error_traceback)
+    CAST(%(error_tracebacks)s AS TEXT[]), CAST(%(losts)s AS INTEGER[])) AS ended(id, attempt, second, context,
+    error_type, error_message, error_traceback, lost)
 WHERE queued_tasks.id = ANY (CAST(%(ids)s AS UUID[]))
 AND queued_tasks.id = ended.id
 AND queued_tasks.state IN ('doing')
 AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
 AND queued_tasks.attempt = ended.attempt
-RETURNING CAST(queued_tasks.id AS TEXT) AS id;
+RETURNING CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.attempt;
 
 -- find
 SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.state, queued_tasks.function,
@@ -217,9 +234,9 @@ LIMIT CAST(%(limit)s AS INTEGER);
 
 -- finish
 UPDATE queued_tasks
-SET state='done', date_started=(clock_timestamp() - ended.second * interval '1 second'),
-    date_done=clock_timestamp(), context=coalesce(ended.context, queued_tasks.context), result=ended.result,
-    error_message=NULL, error_type=NULL, error_traceback=NULL
+SET state='done', date_started=coalesce(clock_timestamp() - ended.second * interval '1 second',
+    queued_tasks.date_started), date_done=clock_timestamp(), context=coalesce(ended.context,
+    queued_tasks.context), result=ended.result, error_message=NULL, error_type=NULL, error_traceback=NULL
 FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
     CAST(%(contexts)s AS JSONB[]), CAST(%(results)s AS JSONB[])) AS ended(id, attempt, second, context,
     result)
@@ -228,7 +245,7 @@ AND queued_tasks.id = ended.id
 AND queued_tasks.state IN ('doing')
 AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
 AND queued_tasks.attempt = ended.attempt
-RETURNING CAST(queued_tasks.id AS TEXT) AS id;
+RETURNING CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.attempt;
 
 -- hand_back
 UPDATE queued_tasks
@@ -241,14 +258,41 @@ AND queued_tasks.id = ended.id
 AND queued_tasks.state IN ('doing')
 AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
 AND queued_tasks.attempt = ended.attempt
-RETURNING CAST(queued_tasks.id AS TEXT) AS id;
+RETURNING CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.attempt;
 
 -- heartbeat
 UPDATE queued_task_workers
 SET max_workers=CAST(%(slots)s AS INTEGER), active_workers=CAST(%(active)s AS INTEGER),
     idle_workers=(CAST(%(slots)s AS INTEGER) - CAST(%(active)s AS INTEGER)), is_running=true,
-    last_heartbeat=clock_timestamp()
+    last_heartbeat=clock_timestamp(), stuck=CAST(%(stuck)s AS JSONB), refused=CAST(%(refused)s AS INTEGER)
 WHERE queued_task_workers.id = CAST(%(worker)s AS INTEGER);
+
+-- keep_alive
+UPDATE queued_task_workers
+SET last_heartbeat=clock_timestamp()
+WHERE queued_task_workers.id = ANY (CAST(%(workers)s AS INTEGER[]))
+AND queued_task_workers.is_running
+RETURNING queued_task_workers.id;
+
+-- lock_claimed
+SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.function, CAST(queued_tasks.args
+    AS TEXT) AS args, CAST(queued_tasks.kwargs AS TEXT) AS kwargs, CAST(queued_tasks.context AS TEXT) AS
+    context, queued_tasks.attempt, queued_tasks.failures, queued_tasks.max_retries, queued_tasks.timeout,
+    queued_tasks.lost_count, queued_tasks.date_started IS NOT NULL AS has_begun
+FROM queued_tasks
+WHERE queued_tasks.state IN ('doing')
+AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
+ORDER BY queued_tasks.id
+LIMIT CAST(%(limit)s AS INTEGER)
+FOR NO KEY UPDATE SKIP LOCKED;
+
+-- lock_silent_worker
+SELECT queued_task_workers.id
+FROM queued_task_workers
+WHERE queued_task_workers.id = CAST(%(worker)s AS INTEGER)
+AND (CAST(%(last_heartbeat)s AS TIMESTAMP WITH TIME ZONE) IS NULL OR queued_task_workers.last_heartbeat =
+    CAST(%(last_heartbeat)s AS TIMESTAMP WITH TIME ZONE))
+FOR NO KEY UPDATE SKIP LOCKED;
 
 -- logs
 SELECT queued_task_logs.id, queued_task_logs.date_created, queued_task_logs.type, queued_task_logs.message,
@@ -257,6 +301,23 @@ FROM queued_task_logs
 WHERE queued_task_logs.queued_task_id = CAST(%(id)s AS UUID)
 AND queued_task_logs.id > CAST(%(after)s AS BIGINT)
 ORDER BY queued_task_logs.id;
+
+-- lose
+UPDATE queued_tasks
+SET state='failed', date_started=coalesce(clock_timestamp() - ended.second * interval '1 second',
+    queued_tasks.date_started), date_done=clock_timestamp(), context=coalesce(ended.context,
+    queued_tasks.context), error_message=ended.error_message, error_type=ended.error_type,
+    error_traceback=ended.error_traceback, lost_count=(queued_tasks.lost_count + ended.lost)
+FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
+    CAST(%(contexts)s AS JSONB[]), CAST(%(error_types)s AS TEXT[]), CAST(%(error_messages)s AS TEXT[]),
+    CAST(%(error_tracebacks)s AS TEXT[]), CAST(%(losts)s AS INTEGER[])) AS ended(id, attempt, second, context,
+    error_type, error_message, error_traceback, lost)
+WHERE queued_tasks.id = ANY (CAST(%(ids)s AS UUID[]))
+AND queued_tasks.id = ended.id
+AND queued_tasks.state IN ('doing')
+AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
+AND queued_tasks.attempt = ended.attempt
+RETURNING CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.attempt;
 
 -- notify
 SELECT pg_notify(CAST(%(notify_channel)s AS TEXT), '') AS pg_notify_1;
@@ -268,6 +329,19 @@ FROM queued_tasks
 WHERE queued_tasks.state = 'enqueued'
 ORDER BY queued_tasks.date_enqueued
 LIMIT 1;
+
+-- owners
+SELECT owners.id, queued_task_workers.last_heartbeat, queued_task_workers.lease
+FROM (
+    SELECT queued_tasks.claimed_by AS id
+    FROM queued_tasks
+    WHERE queued_tasks.state = 'doing'
+    AND queued_tasks.claimed_by IS NOT NULL UNION
+    SELECT queued_task_workers.id AS id
+    FROM queued_task_workers
+    WHERE queued_task_workers.is_running
+) AS owners
+LEFT OUTER JOIN queued_task_workers ON queued_task_workers.id = owners.id;
 
 -- rebuild_dependencies
 INSERT INTO queued_task_dependencies (task, parent)
@@ -289,9 +363,10 @@ SET pending_parents=(
 WHERE queued_tasks.state IN ('waiting');
 
 -- register_worker
-INSERT INTO queued_task_workers (server_name, max_workers, idle_workers, pid, supervisor_pid, version)
+INSERT INTO queued_task_workers (server_name, max_workers, idle_workers, pid, supervisor_pid, version, lease)
 VALUES (CAST(%(server_name)s AS TEXT), CAST(%(slots)s AS INTEGER), CAST(%(slots)s AS INTEGER), CAST(%(pid)s AS
-    INTEGER), CAST(%(supervisor_pid)s AS INTEGER), CAST(%(version)s AS TEXT))
+    INTEGER), CAST(%(supervisor_pid)s AS INTEGER), CAST(%(version)s AS TEXT), CAST(%(lease)s AS DOUBLE
+    PRECISION))
 RETURNING queued_task_workers.id;
 
 -- release
@@ -352,18 +427,27 @@ AND (CAST(%(max_requeues)s AS INTEGER) IS NULL OR queued_tasks.requeues < CAST(%
 ORDER BY queued_tasks.date_done
 LIMIT CAST(%(limit)s AS INTEGER);
 
--- rescue_all
+-- rescue
 UPDATE queued_tasks
-SET state='enqueued', date_enqueued=clock_timestamp(), date_started=NULL, date_done=NULL, claimed_by=NULL
-WHERE queued_tasks.state IN ('doing');
+SET state='enqueued', date_enqueued=clock_timestamp(), date_started=NULL, date_done=NULL,
+    context=coalesce(ended.context, queued_tasks.context), lost_count=(queued_tasks.lost_count + ended.lost),
+    claimed_by=NULL
+FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
+    CAST(%(contexts)s AS JSONB[]), CAST(%(losts)s AS INTEGER[])) AS ended(id, attempt, second, context, lost)
+WHERE queued_tasks.id = ANY (CAST(%(ids)s AS UUID[]))
+AND queued_tasks.id = ended.id
+AND queued_tasks.state IN ('doing')
+AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
+AND queued_tasks.attempt = ended.attempt
+RETURNING CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.attempt;
 
 -- retire_all_workers
 UPDATE queued_task_workers
-SET active_workers=0, idle_workers=0, is_running=false;
+SET active_workers=0, idle_workers=0, is_running=false, stuck='[]';
 
 -- retire_worker
 UPDATE queued_task_workers
-SET active_workers=0, idle_workers=0, is_running=false, last_heartbeat=clock_timestamp()
+SET active_workers=0, idle_workers=0, is_running=false, stuck='[]'
 WHERE queued_task_workers.id = CAST(%(worker)s AS INTEGER);
 
 -- retry
@@ -371,22 +455,23 @@ UPDATE queued_tasks
 SET state='waiting', date_started=NULL, date_done=NULL, context=coalesce(ended.context, queued_tasks.context),
     error_message=ended.error_message, error_type=ended.error_type, error_traceback=ended.error_traceback,
     date_scheduled=(clock_timestamp() + ended.delay * interval '1 second'), failures=(queued_tasks.failures +
-    1), claimed_by=NULL
+    1), lost_count=(queued_tasks.lost_count + ended.lost), claimed_by=NULL
 FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
     CAST(%(contexts)s AS JSONB[]), CAST(%(error_types)s AS TEXT[]), CAST(%(error_messages)s AS TEXT[]),
-    CAST(%(error_tracebacks)s AS TEXT[]), CAST(%(delays)s AS DOUBLE PRECISION[])) AS ended(id, attempt,
-    second, context, error_type, error_message, error_traceback, delay)
+    CAST(%(error_tracebacks)s AS TEXT[]), CAST(%(delays)s AS DOUBLE PRECISION[]), CAST(%(losts)s AS
+    INTEGER[])) AS ended(id, attempt, second, context, error_type, error_message, error_traceback, delay,
+    lost)
 WHERE queued_tasks.id = ANY (CAST(%(ids)s AS UUID[]))
 AND queued_tasks.id = ended.id
 AND queued_tasks.state IN ('doing')
 AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
 AND queued_tasks.attempt = ended.attempt
-RETURNING CAST(queued_tasks.id AS TEXT) AS id;
+RETURNING CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.attempt;
 
 -- running
 SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.claimed_by, queued_tasks.attempt,
-    queued_tasks.date_started, CAST(EXTRACT(epoch FROM clock_timestamp() - queued_tasks.date_started) AS
-    DOUBLE PRECISION) AS age
+    queued_tasks.date_started, queued_tasks.timeout, CAST(EXTRACT(epoch FROM clock_timestamp() -
+    queued_tasks.date_started) AS DOUBLE PRECISION) AS age
 FROM queued_tasks
 WHERE queued_tasks.state = 'doing'
 AND queued_tasks.date_started IS NOT NULL
@@ -438,8 +523,9 @@ WHERE queued_tasks.id = CAST(%(id)s AS UUID);
 SELECT queued_task_workers.id, queued_task_workers.server_name, queued_task_workers.max_workers,
     queued_task_workers.active_workers, queued_task_workers.idle_workers, queued_task_workers.is_running,
     queued_task_workers.last_heartbeat, queued_task_workers.pid, queued_task_workers.supervisor_pid,
-    queued_task_workers.date_started, queued_task_workers.version, CAST(EXTRACT(epoch FROM clock_timestamp() -
-    queued_task_workers.last_heartbeat) AS DOUBLE PRECISION) AS silence
+    queued_task_workers.date_started, queued_task_workers.version, queued_task_workers.lease,
+    CAST(queued_task_workers.stuck AS TEXT) AS stuck, queued_task_workers.refused, CAST(EXTRACT(epoch FROM
+    clock_timestamp() - queued_task_workers.last_heartbeat) AS DOUBLE PRECISION) AS silence
 FROM queued_task_workers
 WHERE queued_task_workers.is_running OR CAST(%(all)s AS INTEGER) = %(param_1)s
 ORDER BY queued_task_workers.id;
@@ -454,4 +540,5 @@ WHERE queued_tasks.id = ANY (CAST(%(ids)s AS UUID[]))
 AND queued_tasks.id = running.id
 AND queued_tasks.state IN ('doing')
 AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
-AND queued_tasks.attempt = running.attempt;
+AND queued_tasks.attempt = running.attempt
+RETURNING CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.attempt;

@@ -1,5 +1,6 @@
 """Every statement that only reads, as functions that take a cursor. JSON comes as text, times as aware datetimes."""
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Uuid,
     any_,
     cast,
+    column,
     func,
     literal_column,
     or_,
@@ -22,7 +24,7 @@ from sqlalchemy import (
 )
 
 from queuedtask.db.schema import attempts, logs, tasks, workers
-from queuedtask.db.statement import Cursor, Statement, parameter
+from queuedtask.db.statement import Cursor, Statement, parameter, rows
 from queuedtask.db.store import REQUEUE_FITS, Requeue
 from queuedtask.model import states
 
@@ -258,6 +260,10 @@ class AttemptRow(NamedTuple):
     worker: int | None
     date_started: datetime | None
     date_done: datetime
+    exit_signal: str | None
+    """How its process ended, if that is why it is lost."""
+    memory_bytes: int | None
+    """The most memory that this process had."""
 
 
 ATTEMPTS = Statement(
@@ -290,18 +296,28 @@ class WorkerRow(NamedTuple):
     supervisor_pid: int | None
     date_started: datetime
     version: str | None
+    lease: float | None
+    """How long it may be silent by its own configuration."""
+    stuck: list[dict[str, Any]]
+    """Its stuck slots: task, name and attempt of each, and for how many seconds it has been given up by now."""
+    refused: int
+    """How many of its writes came too late: the attempt was no longer its own."""
     silence: float
     """Seconds since its last heartbeat, by the database's clock."""
 
     def is_live(self, lease: float) -> bool:
-        """Tell whether it runs, as far as anybody can know."""
-        return self.is_running and self.silence < lease
+        """Tell whether it runs, as far as anybody can know: its own lease counts where it is longer than this one."""
+        return self.is_running and self.silence < max(lease, self.lease or 0.0)
 
 
 WORKERS = Statement(
     "workers",
     select(
-        *(workers.c[name] for name in WorkerRow._fields if name in workers.c),
+        *(
+            cast(workers.c.stuck, Text).label("stuck") if name == "stuck" else workers.c[name]
+            for name in WorkerRow._fields
+            if name in workers.c
+        ),
         _seconds(CLOCK - workers.c.last_heartbeat).label("silence"),
     )
     .where(or_(workers.c.is_running, parameter("all", Integer) == 1))
@@ -311,7 +327,13 @@ WORKERS = Statement(
 
 def list_workers(cursor: Cursor, *, also_ended: bool = False) -> list[WorkerRow]:
     """Return the workers whose rows say that they run, or all that ever did."""
-    return [WorkerRow._make(row) for row in WORKERS(cursor, all=int(also_ended)).fetchall()]
+    found = [WorkerRow._make(row) for row in WORKERS(cursor, all=int(also_ended)).fetchall()]
+    return [worker._replace(stuck=_until_now(str(worker.stuck), worker.silence)) for worker in found]
+
+
+def _until_now(stuck: str, silence: float) -> list[dict[str, Any]]:
+    # A worker writes the seconds as of its heartbeat.
+    return [slot | {"seconds": slot["seconds"] + silence} for slot in json.loads(stuck)]
 
 
 class RunningRow(NamedTuple):
@@ -322,7 +344,14 @@ class RunningRow(NamedTuple):
     claimed_by: int
     attempt: int
     date_started: datetime
+    timeout: float | None
+    """The task's own; None where its function or the worker's configuration says it, which the row does not know."""
     seconds: float
+
+    @property
+    def is_overdue(self) -> bool:
+        """Tell whether it is known to have outlived its timeout."""
+        return self.timeout is not None and self.seconds > self.timeout
 
 
 # A worker claims ahead: what it has claimed and not begun has no start. It writes a start half a second late.
@@ -334,6 +363,7 @@ RUNNING = Statement(
         tasks.c.claimed_by,
         tasks.c.attempt,
         tasks.c.date_started,
+        tasks.c.timeout,
         _seconds(CLOCK - tasks.c.date_started).label("age"),
     )
     .where(_is_in(states.DOING), tasks.c.date_started.is_not(None))
@@ -355,6 +385,16 @@ def server_version(cursor: Cursor) -> tuple[str, datetime]:
     """Return PostgreSQL's version and the time by its clock."""
     row = SERVER_VERSION(cursor).fetchone()
     return row[0], row[1]
+
+
+_backend = rows("backend", column("pid", Integer))
+
+CANCEL_BACKENDS = Statement("cancel_backends", select(func.pg_cancel_backend(_backend.c.pid)))
+
+
+def cancel_backends(cursor: Cursor, backends: Sequence[int]) -> None:
+    """Cancel what these processes of the server are executing; one that executes nothing takes no notice."""
+    CANCEL_BACKENDS(cursor, pids=list(backends))
 
 
 # ------------------------------------------------------------------------------------------------- one run of the demo

@@ -94,6 +94,9 @@ workers = Table(
     Column("supervisor_pid", Integer),
     Column("date_started", Timestamp, nullable=False, server_default=NOW),
     Column("version", Text),
+    Column("lease", Double),
+    Column("stuck", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("refused", Integer, nullable=False, server_default=text("0")),
 )
 
 dependencies = Table(
@@ -116,6 +119,8 @@ attempts = Table(
     Column("worker", Integer),
     Column("date_started", Timestamp),
     Column("date_done", Timestamp, nullable=False, server_default=NOW),
+    Column("exit_signal", Text),
+    Column("memory_bytes", BigInteger),
 )
 
 schedules = Table(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     ColumnClause,
     ColumnElement,
     Double,
@@ -37,8 +38,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.selectable import Select
 
-from queuedtask.db.schema import Timestamp, attempts, dependencies, logs, tasks, workers
+from queuedtask.db.schema import Timestamp, attempts, dependencies, logs, tasks
 from queuedtask.db.statement import Cursor, Statement, parameter, rows
+from queuedtask.db.workers import RETIRE_ALL_WORKERS
 from queuedtask.model import states
 from queuedtask.model.outcome import Decision
 from queuedtask.model.states import Edge
@@ -169,6 +171,7 @@ _claimed = (
         tasks.c.failures,
         tasks.c.max_retries,
         tasks.c.timeout,
+        tasks.c.lost_count,
         tasks.c.priority,
         tasks.c.date_enqueued,
     )
@@ -208,10 +211,11 @@ _ENDED = (column("id", Uuid), column("attempt", Integer), column("second", Doubl
 _RESULT = (column("result", JSONB),)
 _ERROR = (column("error_type", Text), column("error_message", Text), column("error_traceback", Text))
 _DELAY = (column("delay", Double),)
+_LOSS = (column("lost", Integer),)
 
 
 def _settle(edge: Edge, *more: ColumnClause[Any], **values: Any) -> Statement:
-    """Make the statement that settles a whole batch of attempts along one edge and returns the accepted ids.
+    """Make the statement that settles a whole batch of attempts along one edge and returns what was accepted.
 
     ``more`` are columns of the endings that are written besides context and start. The ids stand in it twice: the ANY
     keeps PostgreSQL on the primary key when a table has never been analysed.
@@ -219,12 +223,14 @@ def _settle(edge: Edge, *more: ColumnClause[Any], **values: Any) -> Statement:
     ended = rows("ended", *_ENDED, *more)
     written = {
         "context": func.coalesce(ended.c.context, tasks.c.context),
-        "date_started": _ago(ended.c.second),
+        "date_started": func.coalesce(_ago(ended.c.second), tasks.c.date_started),
         **_IMPLIED[edge.target],
     }
     for extra in more:
         if extra.name == "delay":
             written["date_scheduled"] = CLOCK + ended.c.delay * SECOND
+        elif extra.name == "lost":
+            written["lost_count"] = tasks.c.lost_count + ended.c.lost
         else:
             written[extra.name] = ended.c[extra.name]
     return Statement(
@@ -236,7 +242,7 @@ def _settle(edge: Edge, *more: ColumnClause[Any], **values: Any) -> Statement:
             ended=ended,
             **written,
             **values,
-        ).returning(cast(tasks.c.id, Text)),
+        ).returning(cast(tasks.c.id, Text), tasks.c.attempt),
     )
 
 
@@ -244,15 +250,17 @@ _one_more_failure = tasks.c.failures + literal_column("1")
 
 SETTLE = {
     states.FINISH: _settle(states.FINISH, *_RESULT, **dict.fromkeys((c.name for c in _ERROR), null())),
-    states.FAIL: _settle(states.FAIL, *_ERROR, failures=_one_more_failure),
-    states.RETRY: _settle(states.RETRY, *_ERROR, *_DELAY, failures=_one_more_failure),
+    states.FAIL: _settle(states.FAIL, *_ERROR, *_LOSS, failures=_one_more_failure),
+    states.RETRY: _settle(states.RETRY, *_ERROR, *_DELAY, *_LOSS, failures=_one_more_failure),
     states.CALL_OFF: _settle(states.CALL_OFF, *_ERROR),
     states.HAND_BACK: _settle(states.HAND_BACK),
+    states.RESCUE: _settle(states.RESCUE, *_LOSS),
+    states.LOSE: _settle(states.LOSE, *_ERROR, *_LOSS),
 }
 
 
-def settle(cursor: Cursor, endings: Sequence[Ending], *, worker: int) -> set[str]:
-    """Record how a batch of attempts ended, with a row for each failed one; return the ids that were accepted.
+def settle(cursor: Cursor, endings: Sequence[Ending], *, worker: int) -> set[tuple[str, int]]:
+    """Record how a batch of attempts ended, with a row for each failed one; return the ids and attempts accepted.
 
     An ending that is not among them was refused: its row is no longer this worker's attempt. It must not be tried
     again.
@@ -260,13 +268,13 @@ def settle(cursor: Cursor, endings: Sequence[Ending], *, worker: int) -> set[str
     by_edge: dict[Edge, list[Ending]] = {}
     for ending in endings:
         by_edge.setdefault(ending.decision.edge, []).append(ending)
-    accepted: set[str] = set()
+    accepted: set[tuple[str, int]] = set()
     # In the order of SETTLE, and sorted by id within: two workers never lock the same rows in opposite orders.
     for edge, statement in SETTLE.items():
         if batch := by_edge.get(edge):
             batch.sort(key=lambda ending: ending.task.id)
-            accepted.update(row[0] for row in statement(cursor, worker=worker, **_columns(batch)).fetchall())
-    failed = [e for e in endings if e.decision.is_failed_attempt and e.task.id in accepted]
+            accepted.update((row[0], row[1]) for row in statement(cursor, worker=worker, **_columns(batch)).fetchall())
+    failed = [e for e in endings if e.decision.leaves_row and e.task.key in accepted]
     if failed:
         ADD_ATTEMPTS(cursor, worker=worker, outcomes=[e.decision.outcome.kind for e in failed], **_columns(failed))
     return accepted
@@ -288,6 +296,9 @@ def _columns(endings: Sequence[Ending]) -> dict[str, list[Any]]:
         "error_messages": [outcome.error_message for outcome in outcomes],
         "error_tracebacks": [outcome.error_traceback for outcome in outcomes],
         "delays": [ending.decision.delay for ending in endings],
+        "losts": [int(outcome.is_loss) for outcome in outcomes],
+        "exit_signals": [outcome.exit_signal for outcome in outcomes],
+        "memory_bytes": [outcome.memory_bytes for outcome in outcomes],
     }
 
 
@@ -300,6 +311,8 @@ _failed_attempt = rows(
     column("error_type", Text),
     column("error_message", Text),
     column("error_traceback", Text),
+    column("exit_signal", Text),
+    column("memory_byte", BigInteger),
 )
 
 ADD_ATTEMPTS = Statement(
@@ -312,6 +325,8 @@ ADD_ATTEMPTS = Statement(
             "error_type",
             "error_message",
             "error_traceback",
+            "exit_signal",
+            "memory_bytes",
             "worker",
             "date_started",
         ],
@@ -322,6 +337,8 @@ ADD_ATTEMPTS = Statement(
             _failed_attempt.c.error_type,
             _failed_attempt.c.error_message,
             _failed_attempt.c.error_traceback,
+            _failed_attempt.c.exit_signal,
+            _failed_attempt.c.memory_byte,
             parameter("worker", Integer),
             _ago(_failed_attempt.c.second),
         ),
@@ -360,14 +377,18 @@ WRITE_PROGRESS = Statement(
     .values(
         context=func.coalesce(_running.c.context, tasks.c.context),
         date_started=func.coalesce(tasks.c.date_started, _ago(_running.c.second)),
-    ),
+    )
+    .returning(cast(tasks.c.id, Text), tasks.c.attempt),
 )
 
 
-def write_progress(cursor: Cursor, running: Sequence[Progress], *, worker: int) -> None:
-    """Write the start and the changed context of attempts that are still running; fenced like every worker's write."""
+def write_progress(cursor: Cursor, running: Sequence[Progress], *, worker: int) -> set[tuple[str, int]]:
+    """Write the start and the changed context of attempts that are still running; return those that were accepted.
+
+    Fenced like every worker's write: one that is not among them is no longer this worker's attempt.
+    """
     ordered = sorted(running, key=lambda progress: progress.task.id)
-    WRITE_PROGRESS(
+    accepted = WRITE_PROGRESS(
         cursor,
         worker=worker,
         ids=[progress.task.id for progress in ordered],
@@ -375,6 +396,7 @@ def write_progress(cursor: Cursor, running: Sequence[Progress], *, worker: int) 
         seconds=[progress.seconds for progress in ordered],
         contexts=[progress.context for progress in ordered],
     )
+    return {(row[0], row[1]) for row in accepted.fetchall()}
 
 
 class LogLine(NamedTuple):
@@ -404,7 +426,7 @@ ADD_LOGS = Statement(
     "add_logs",
     insert(logs).from_select(
         ["queued_task_id", "attempt", "type", "name", "message", "date_created"],
-        # The join leaves out lines of tasks that were deleted meanwhile.
+        # The join is the fence: it leaves out lines of attempts that are no longer this worker's.
         select(
             _line.c.task_id,
             _line.c.attempt,
@@ -414,15 +436,21 @@ ADD_LOGS = Statement(
             _ago(_line.c.second),
         )
         .join_from(_line, tasks, tasks.c.id == _line.c.task_id)
+        .where(
+            _in_state(states.DOING),
+            tasks.c.claimed_by == parameter("worker", Integer),
+            tasks.c.attempt == _line.c.attempt,
+        )
         .order_by(_line.c.position),
     ),
 )
 
 
-def add_logs(cursor: Cursor, lines: Sequence[LogLine]) -> None:
-    """Write log lines, in their order, for the tasks that still exist."""
+def add_logs(cursor: Cursor, lines: Sequence[LogLine], *, worker: int) -> None:
+    """Write log lines, in their order, of attempts that are still this worker's; so before they are settled."""
     ADD_LOGS(
         cursor,
+        worker=worker,
         task_ids=[line.task_id for line in lines],
         attempts=[line.attempt for line in lines],
         types=[line.type for line in lines],
@@ -437,7 +465,7 @@ def add_logs(cursor: Cursor, lines: Sequence[LogLine]) -> None:
 DISOWN = Statement(
     "disown",
     _move(
-        states.RESCUE,
+        states.DISOWN,
         tasks.c.claimed_by == parameter("worker", Integer),
         tasks.c.id != all_(parameter("ids", ARRAY(Uuid))),
     ).returning(cast(tasks.c.id, Text)),
@@ -450,6 +478,32 @@ def disown(cursor: Cursor, *, worker: int, known: Sequence[str]) -> int:
     A connection that breaks during COMMIT leaves it open whether the claim took place.
     """
     return len(DISOWN(cursor, worker=worker, ids=list(known)).fetchall())
+
+
+# --------------------------------------------------------------------------------------------------------------- rescue
+
+LOCK_CLAIMED = Statement(
+    "lock_claimed",
+    select(
+        *(
+            cast(tasks.c[field], Text).label(field) if field in ("id", "args", "kwargs", "context") else tasks.c[field]
+            for field in Task._fields
+        ),
+        tasks.c.date_started.is_not(None).label("has_begun"),
+    )
+    .where(_in_state(states.DOING), tasks.c.claimed_by == parameter("worker", Integer))
+    .order_by(tasks.c.id)
+    .limit(parameter("limit", Integer))
+    .with_for_update(skip_locked=True, key_share=True),
+)
+
+
+def lock_claimed(cursor: Cursor, *, worker: int, limit: int) -> list[tuple[Task, bool]]:
+    """Lock tasks that a worker has claimed, in the order of their ids; tell of each whether its code is known to run.
+
+    What somebody else has locked is passed over.
+    """
+    return [(Task._make(row[:-1]), row[-1]) for row in LOCK_CLAIMED(cursor, worker=worker, limit=limit).fetchall()]
 
 
 # -------------------------------------------------------------------------------------------------------------- release
@@ -567,73 +621,6 @@ def clear_pending(cursor: Cursor, *, limit: int) -> int:
     return len(CLEAR(cursor, limit=limit).fetchall())
 
 
-# -------------------------------------------------------------------------------------------------------------- workers
-
-REGISTER_WORKER = Statement(
-    "register_worker",
-    insert(workers)
-    .values(
-        server_name=parameter("server_name", Text),
-        max_workers=parameter("slots", Integer),
-        idle_workers=parameter("slots", Integer),
-        pid=parameter("pid", Integer),
-        supervisor_pid=parameter("supervisor_pid", Integer),
-        version=parameter("version", Text),
-    )
-    .returning(workers.c.id),
-)
-
-HEARTBEAT = Statement(
-    "heartbeat",
-    update(workers)
-    .where(workers.c.id == parameter("worker", Integer))
-    .values(
-        last_heartbeat=CLOCK,
-        is_running=true(),
-        max_workers=parameter("slots", Integer),
-        active_workers=parameter("active", Integer),
-        idle_workers=parameter("slots", Integer) - parameter("active", Integer),
-    ),
-)
-
-RETIRE_WORKER = Statement(
-    "retire_worker",
-    update(workers)
-    .where(workers.c.id == parameter("worker", Integer))
-    .values(
-        is_running=literal_column("false"),
-        last_heartbeat=CLOCK,
-        active_workers=literal_column("0"),
-        idle_workers=literal_column("0"),
-    ),
-)
-
-
-def register_worker(
-    cursor: Cursor, *, server_name: str, slots: int, pid: int, supervisor_pid: int | None, version: str
-) -> int:
-    """Insert the row of a worker process that starts; its id is the owner token of everything it claims."""
-    row = REGISTER_WORKER(
-        cursor,
-        server_name=server_name[:255],
-        slots=slots,
-        pid=pid,
-        supervisor_pid=supervisor_pid,
-        version=version,
-    ).fetchone()
-    return int(row[0])
-
-
-def heartbeat(cursor: Cursor, *, worker: int, slots: int, active: int) -> bool:
-    """Say that a worker lives and how busy it is; False when its row is gone."""
-    return HEARTBEAT(cursor, worker=worker, slots=slots, active=active).rowcount == 1
-
-
-def retire_worker(cursor: Cursor, *, worker: int) -> None:
-    """Say that a worker has ended in order."""
-    RETIRE_WORKER(cursor, worker=worker)
-
-
 # --------------------------------------------------------------------------------------------- adopting restored tables
 
 _of_child = func.unnest(tasks.c.parents).table_valued("parent").render_derived(name="edge")
@@ -664,19 +651,10 @@ RECOUNT_PARENTS = Statement(
     ),
 )
 
-RESCUE_ALL = Statement("rescue_all", _move(states.RESCUE))
-
-RETIRE_ALL_WORKERS = Statement(
-    "retire_all_workers",
-    update(workers).values(
-        is_running=literal_column("false"),
-        active_workers=literal_column("0"),
-        idle_workers=literal_column("0"),
-    ),
-)
+DISOWN_ALL = Statement("disown_all", _move(states.DISOWN))
 
 
-ADOPT = (REBUILD_DEPENDENCIES, RECOUNT_PARENTS, RESCUE_ALL, RETIRE_ALL_WORKERS)
+ADOPT = (REBUILD_DEPENDENCIES, RECOUNT_PARENTS, DISOWN_ALL, RETIRE_ALL_WORKERS)
 """What makes tables that came out of a dump go on; none of them has a parameter."""
 
 

@@ -16,8 +16,9 @@ TIMED_OUT: Final = "timed_out"
 ASKED_FOR_RETRY: Final = "asked_for_retry"
 ASKED_FOR_CANCEL: Final = "asked_for_cancel"
 INTERRUPTED: Final = "interrupted"
+LOST: Final = "lost"
 
-KINDS: Final = (RETURNED, RAISED, TIMED_OUT, ASKED_FOR_RETRY, ASKED_FOR_CANCEL, INTERRUPTED)
+KINDS: Final = (RETURNED, RAISED, TIMED_OUT, ASKED_FOR_RETRY, ASKED_FOR_CANCEL, INTERRUPTED, LOST)
 
 BACKOFF_BASE: Final = 5.0
 BACKOFF_LIMIT: Final = 3600.0
@@ -35,6 +36,15 @@ class Outcome(NamedTuple):
     error_traceback: str | None = None
     delay: float | None = None
     """Seconds that the task asked for with ``Retry(delay=…)``."""
+    exit_signal: str | None = None
+    """How its process ended, when that ended the attempt: a signal's name or an exit code."""
+    memory_bytes: int | None = None
+    """The most memory that this process had."""
+
+    @property
+    def is_loss(self) -> bool:
+        """Tell whether the attempt took its process along: counted, and the next one runs alone in a process."""
+        return self.kind == LOST or self.exit_signal is not None
 
 
 class Decision(NamedTuple):
@@ -46,15 +56,16 @@ class Decision(NamedTuple):
     """Seconds until a retried task is eligible again."""
 
     @property
-    def is_failed_attempt(self) -> bool:
-        """Tell whether this attempt counts against the task's retries and leaves a row of its own."""
-        return self.outcome.kind in (RAISED, TIMED_OUT, ASKED_FOR_RETRY)
+    def leaves_row(self) -> bool:
+        """Tell whether this attempt leaves a row of its own: it failed, timed out or was lost."""
+        return self.outcome.kind in (RAISED, TIMED_OUT, ASKED_FOR_RETRY, LOST)
 
 
-def decide(task: Task, outcome: Outcome, *, max_retries: int, jitter: float = 0.0) -> Decision:
+def decide(task: Task, outcome: Outcome, *, max_retries: int, max_lost: int, jitter: float = 0.0) -> Decision:
     """Return what an outcome means for its task.
 
-    ``max_retries`` holds where the task names none. ``jitter`` in [-1, 1] spreads the back-off by up to 20 %.
+    ``max_retries`` holds where the task names none. A task that was lost ``max_lost`` times fails; before that, a loss
+    uses no retry. ``jitter`` in [-1, 1] spreads the back-off by up to 20 %.
     """
     if outcome.kind == RETURNED:
         return Decision(states.FINISH, outcome)
@@ -62,6 +73,8 @@ def decide(task: Task, outcome: Outcome, *, max_retries: int, jitter: float = 0.
         return Decision(states.HAND_BACK, outcome)
     if outcome.kind == ASKED_FOR_CANCEL:
         return Decision(states.CALL_OFF, outcome)
+    if outcome.kind == LOST:
+        return Decision(states.LOSE if task.lost_count + 1 >= max_lost else states.RESCUE, outcome)
     if task.failures >= _retries_allowed(task, outcome, max_retries):
         return Decision(states.FAIL, outcome)
     delay = backoff(task.failures, jitter) if outcome.delay is None else outcome.delay

@@ -8,7 +8,7 @@ and edge.
     waiting ──release──▶ enqueued ──claim──▶ doing ──finish──▶ done
        ▲                  ▲     ▲              ├──fail, lose─▶ failed
        │                  │     └─hand_back,───┤
-       │                  │       rescue       ├──call_off───▶ cancelled
+       │                  │  disown, rescue    ├──call_off───▶ cancelled
        └──────────────────┼─────────retry──────┤
                           │                    └──halt───────▶ stopped
                           └──requeue── (any final state)
@@ -58,10 +58,12 @@ HALT: Final = Edge("halt", (DOING,), STOPPED, fenced=True)
 """A person ended the run."""
 HAND_BACK: Final = Edge("hand_back", (DOING,), ENQUEUED, fenced=True)
 """Its worker gives it back unfinished (a shutdown): no retry is used."""
-RESCUE: Final = Edge("rescue", (DOING,), ENQUEUED)
-"""Its worker died; somebody else takes it back."""
-LOSE: Final = Edge("lose", (DOING,), FAILED)
-"""Its workers died once too often."""
+DISOWN: Final = Edge("disown", (DOING,), ENQUEUED)
+"""Claimed by a worker that does not know of it: the connection broke, or the table came out of a dump."""
+RESCUE: Final = Edge("rescue", (DOING,), ENQUEUED, fenced=True)
+"""The process that ran it died; it is taken back, and one more loss is counted."""
+LOSE: Final = Edge("lose", (DOING,), FAILED, fenced=True)
+"""The process that ran it died, once too often."""
 CANCEL: Final = Edge("cancel", PENDING, CANCELLED)
 """Called off before it ran."""
 STOP: Final = Edge("stop", PENDING, STOPPED)
@@ -80,6 +82,7 @@ EDGES: Final = (
     CALL_OFF,
     HALT,
     HAND_BACK,
+    DISOWN,
     RESCUE,
     LOSE,
     CANCEL,

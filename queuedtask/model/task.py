@@ -41,6 +41,17 @@ class Task(NamedTuple):
     failures: int
     max_retries: int | None
     timeout: float | None
+    lost_count: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The id and the attempt: what nothing else has, now or later."""
+        return self.id, self.attempt
+
+    @property
+    def is_suspect(self) -> bool:
+        """Tell whether it has lost a process before: then it runs alone in one, so that it can take nobody along."""
+        return self.lost_count > 0
 
 
 class TaskOptions(NamedTuple):

@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from helpers import apply_migrations, execute, fresh_database, raw_connection, wait_until
-from queuedtask.db import migrate, store
+from queuedtask.db import migrate, store, workers
 from queuedtask.db.embedded import EmbeddedServer
 from queuedtask.db.migrate import Migration
 from queuedtask.errors import SchemaOutdated
@@ -110,6 +110,25 @@ def test_only_what_is_missing_is_applied(cursor: Any, monkeypatch: pytest.Monkey
     assert migrate.upgrade(cursor) == [more]
     assert migrate.current_version(cursor) == LATEST + 1
     cursor.execute("SELECT count(*) FROM queued_task_more")
+
+
+@pytest.mark.parametrize("version", range(1, LATEST))
+def test_a_database_of_an_earlier_version_gets_the_same_schema_and_keeps_its_rows(
+    empty_database_url: str,
+    database_url: str,
+    program: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    version: int,
+) -> None:
+    known = migrate.migrations()
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "migrations", lambda: known[:version])
+        apply_migrations(empty_database_url)
+    execute(empty_database_url, FILL)
+    before = execute(empty_database_url, "SELECT id, state, claimed_by FROM queued_tasks ORDER BY id")
+    upgraded(empty_database_url).close()
+    assert schema_of(program, empty_database_url) == schema_of(program, database_url)
+    assert execute(empty_database_url, "SELECT id, state, claimed_by FROM queued_tasks ORDER BY id") == before
 
 
 MIGRATE = """
@@ -314,8 +333,8 @@ def test_what_ran_when_the_dump_was_made_goes_back_to_the_queue(
         ("orphan", "waiting", None, 0, 0),
         ("usual", "enqueued", None, 0, 0),
     ]
-    workers = "SELECT server_name, is_running, active_workers, idle_workers FROM queued_task_workers"
-    assert execute(restored_url, workers) == [("web1", False, 0, 0)]
+    owners = "SELECT server_name, is_running, active_workers, idle_workers FROM queued_task_workers"
+    assert execute(restored_url, owners) == [("web1", False, 0, 0)]
 
 
 def test_the_edges_are_rebuilt_from_the_parents_and_counted_anew(restored_url: str) -> None:
@@ -332,13 +351,15 @@ def test_the_edges_are_rebuilt_from_the_parents_and_counted_anew(restored_url: s
 
 def test_the_work_goes_on_with_ids_that_were_never_used(restored_url: str) -> None:
     with contextlib.closing(upgraded(restored_url)) as connection, connection.cursor() as cursor:
-        worker = store.register_worker(cursor, server_name="web2", slots=4, pid=1, supervisor_pid=None, version="1")
+        worker = workers.register(
+            cursor, server_name="web2", slots=4, pid=1, supervisor_pid=None, version="1", lease=30.0
+        )
         assert worker == 2
         assert store.release_due(cursor, limit=9) == 1
         claimed = store.claim(cursor, worker=worker, limit=9)
         assert {(task.name, task.attempt) for task in claimed} == {("doing", 4), ("usual", 1), ("orphan", 1)}
         lines = [store.LogLine(claimed[0].id, 1, "info", "n", "goes on", 0.0)]
-        store.add_logs(cursor, lines)
+        store.add_logs(cursor, lines, worker=worker)
         cursor.execute("SELECT max(id) FROM queued_task_logs")
         assert cursor.fetchone() == (7,)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers import raw_connection, wait_until
-from queuedtask.db import store
+from queuedtask.db import store, workers
 from queuedtask.db.store import Ending, LogLine, Progress, Requeue
 from queuedtask.model import outcome, states
 from queuedtask.model.outcome import Outcome
@@ -83,13 +83,20 @@ def claimed(cursor: Any, **columns: Any) -> Task:
 
 
 def ending(
-    task: Task, kind: str = outcome.RETURNED, *, retries: int = 0, context: str | None = None, **more: Any
+    task: Task,
+    kind: str = outcome.RETURNED,
+    *,
+    retries: int = 0,
+    max_lost: int = 3,
+    context: str | None = None,
+    **more: Any,
 ) -> Ending:
     if kind == outcome.RETURNED:
         more = {"result": "1"} | more
-    elif kind in (outcome.RAISED, outcome.TIMED_OUT, outcome.ASKED_FOR_RETRY, outcome.ASKED_FOR_CANCEL):
+    elif kind != outcome.INTERRUPTED:
         more = {"error_type": "E", "error_message": "m", "error_traceback": "t"} | more
-    return Ending(task, outcome.decide(task, Outcome(kind, **more), max_retries=retries), 1.5, context)
+    decision = outcome.decide(task, Outcome(kind, **more), max_retries=retries, max_lost=max_lost)
+    return Ending(task, decision, 1.5, context)
 
 
 # --------------------------------------------------------------------------------------------------------------- add
@@ -248,10 +255,11 @@ def test_a_claim_brings_the_row_frozen_with_its_json_as_text(cursor: Any) -> Non
         failures=2,
         max_retries=9,
         timeout=1.5,
+        lost_count=1,
         date_started=datetime.now(UTC),
     )
     (task,) = store.claim(cursor, worker=ME, limit=1)
-    assert task == Task(task_id, "n", "a:b", '[1, "ü"]', '{"k": 1}', '{"c": 2}', 5, 2, 9, 1.5)
+    assert task == Task(task_id, "n", "a:b", '[1, "ü"]', '{"k": 1}', '{"c": 2}', 5, 2, 9, 1.5, 1)
     assert get(cursor, task_id, "state", "claimed_by", "attempt", "date_started") == ("doing", ME, 5, None)
 
 
@@ -270,7 +278,7 @@ def test_a_function_alone_inserted_by_hand_is_a_task_that_is_claimed(cursor: Any
     cursor.execute("INSERT INTO queued_tasks (function) VALUES ('shop:send')")
     (task,) = store.claim(cursor, worker=ME, limit=1)
     assert (task.function, task.args, task.kwargs, task.attempt) == ("shop:send", "[]", "{}", 1)
-    assert (task.name, task.context, task.timeout, task.max_retries) == ("", None, None, None)
+    assert (task.name, task.context, task.timeout, task.max_retries, task.lost_count) == ("", None, None, None, 0)
 
 
 def test_a_locked_row_is_passed_over_and_claimed_when_it_is_free(cursor: Any, other: Any) -> None:
@@ -288,7 +296,7 @@ def test_a_child_in_an_open_transaction_neither_hides_nor_blocks_its_parent(curs
     (task,) = store.claim(cursor, worker=ME, limit=2)
     assert task.id == parent
     store.write_progress(cursor, [Progress(task, 1.0, '{"a": 1}')], worker=ME)
-    assert store.settle(cursor, [ending(task)], worker=ME) == {parent}
+    assert store.settle(cursor, [ending(task)], worker=ME) == {task.key}
     other.commit()
     assert get(cursor, child, "parent_task") == parent
 
@@ -312,9 +320,9 @@ def test_claimers_at_the_same_time_never_share_a_row_and_leave_none(connect: Cal
         thread.join()
     assert len(found) == len(set(found)) == 600
     cursor.execute("SELECT state, attempt, count(*), count(DISTINCT claimed_by) FROM queued_tasks GROUP BY 1, 2")
-    ((state, attempt, count, workers),) = cursor.fetchall()
+    ((state, attempt, count, claimers),) = cursor.fetchall()
     assert (state, attempt, count) == ("doing", 1, 600)
-    assert workers >= 2
+    assert claimers >= 2
 
 
 # ------------------------------------------------------------------------------------------------------------ settle
@@ -327,23 +335,28 @@ def test_a_mixed_batch_is_settled_at_once_each_as_its_decision_says(cursor: Any)
         "waiting": ending(claimed(cursor), outcome.RAISED, retries=1),
         "cancelled": ending(claimed(cursor), outcome.ASKED_FOR_CANCEL),
         "enqueued": ending(claimed(cursor, failures=1), outcome.INTERRUPTED, context='{"half": 1}'),
+        "rescued": ending(claimed(cursor, failures=1, lost_count=1), outcome.LOST, context='{"half": 2}'),
+        "lost": ending(claimed(cursor, failures=1, lost_count=2), outcome.LOST),
     }
-    assert store.settle(cursor, list(kinds.values()), worker=ME) == {each.task.id for each in kinds.values()}
+    assert store.settle(cursor, list(kinds.values()), worker=ME) == {each.task.key for each in kinds.values()}
 
-    def row(state: str) -> Any:
-        names = ("state", "claimed_by", "failures", "result", "error_type", "error_message", "error_traceback")
-        return get(cursor, kinds[state].task.id, *names, "context", "attempt")
+    def row(end: str) -> Any:
+        names = ("state", "claimed_by", "failures", "lost_count", "result")
+        names += ("error_type", "error_message", "error_traceback")
+        return get(cursor, kinds[end].task.id, *names, "context", "attempt")
 
-    assert row("done") == ("done", ME, 0, {"rows": 3}, None, None, None, {"p": 100}, 1)
-    assert row("failed") == ("failed", ME, 3, None, "E", "m", "t", None, 1)
-    assert row("waiting") == ("waiting", None, 1, None, "E", "m", "t", None, 1)
-    assert row("cancelled") == ("cancelled", ME, 0, None, "E", "m", "t", None, 1)
-    assert row("enqueued") == ("enqueued", None, 1, None, None, None, None, {"half": 1}, 1)
-    for state in ("done", "failed", "cancelled"):
-        started, done = get(cursor, kinds[state].task.id, "date_started", "date_done")
+    assert row("done") == ("done", ME, 0, 0, {"rows": 3}, None, None, None, {"p": 100}, 1)
+    assert row("failed") == ("failed", ME, 3, 0, None, "E", "m", "t", None, 1)
+    assert row("waiting") == ("waiting", None, 1, 0, None, "E", "m", "t", None, 1)
+    assert row("cancelled") == ("cancelled", ME, 0, 0, None, "E", "m", "t", None, 1)
+    assert row("enqueued") == ("enqueued", None, 1, 0, None, None, None, None, {"half": 1}, 1)
+    assert row("rescued") == ("enqueued", None, 1, 2, None, None, None, None, {"half": 2}, 1)
+    assert row("lost") == ("failed", ME, 1, 3, None, "E", "m", "t", None, 1)
+    for end in ("done", "failed", "cancelled", "lost"):
+        started, done = get(cursor, kinds[end].task.id, "date_started", "date_done")
         assert 1.4 < (done - started).total_seconds() < 1.6
-    for state in ("waiting", "enqueued"):
-        assert get(cursor, kinds[state].task.id, "date_started", "date_done") == (None, None)
+    for end in ("waiting", "enqueued", "rescued"):
+        assert get(cursor, kinds[end].task.id, "date_started", "date_done") == (None, None)
 
 
 def test_a_retried_task_is_due_after_its_delay(cursor: Any) -> None:
@@ -365,6 +378,28 @@ def test_a_context_that_did_not_change_is_left_as_it_is(cursor: Any) -> None:
     assert get(cursor, task.id, "context") == {"kept": True}
 
 
+def test_an_end_whose_start_is_not_known_keeps_the_start_that_is_in_the_row(cursor: Any) -> None:
+    task = claimed(cursor)
+    store.write_progress(cursor, [Progress(task, 60.0, None)], worker=ME)
+    started = get(cursor, task.id, "date_started")
+    store.settle(cursor, [ending(task, outcome.LOST, max_lost=1)._replace(seconds=None)], worker=ME)
+    assert get(cursor, task.id, "state", "date_started") == ("failed", started)
+
+
+@pytest.mark.parametrize(("retries", "state"), [(0, "failed"), (9, "waiting")])
+def test_a_timeout_that_took_its_process_along_counts_as_a_failure_and_as_a_loss(
+    cursor: Any, retries: int, state: str
+) -> None:
+    killed, not_killed = claimed(cursor, lost_count=4), claimed(cursor, lost_count=4)
+    endings = [
+        ending(killed, outcome.TIMED_OUT, retries=retries, exit_signal="SIGKILL"),
+        ending(not_killed, outcome.TIMED_OUT, retries=retries),
+    ]
+    store.settle(cursor, endings, worker=ME)
+    assert get(cursor, killed.id, "state", "failures", "lost_count") == (state, 1, 5)
+    assert get(cursor, not_killed.id, "state", "failures", "lost_count") == (state, 1, 4)
+
+
 def test_an_attempt_whose_code_never_began_has_no_start(cursor: Any) -> None:
     task = claimed(cursor)
     store.settle(cursor, [ending(task, outcome.RAISED)._replace(seconds=None)], worker=ME)
@@ -379,43 +414,47 @@ REFUSED = {
     "nobody's any more": "UPDATE queued_tasks SET state = 'enqueued', claimed_by = NULL WHERE id = %s",
     "ended meanwhile": "UPDATE queued_tasks SET state = 'stopped', date_done = now() WHERE id = %s",
 }
-ENDS = {
-    "done": (outcome.RETURNED, 0),
-    "failed": (outcome.RAISED, 0),
-    "waiting": (outcome.RAISED, 9),
-    "cancelled": (outcome.ASKED_FOR_CANCEL, 0),
-    "enqueued": (outcome.INTERRUPTED, 0),
+# edge: how an attempt ends that takes it, whether that leaves a row
+ENDS: dict[str, tuple[dict[str, Any], bool]] = {
+    "finish": ({"kind": outcome.RETURNED}, False),
+    "fail": ({"kind": outcome.RAISED}, True),
+    "retry": ({"kind": outcome.RAISED, "retries": 9}, True),
+    "call_off": ({"kind": outcome.ASKED_FOR_CANCEL}, False),
+    "hand_back": ({"kind": outcome.INTERRUPTED}, False),
+    "rescue": ({"kind": outcome.LOST}, True),
+    "lose": ({"kind": outcome.LOST, "max_lost": 1}, True),
 }
 
 
 @pytest.mark.parametrize("meanwhile", REFUSED)
 @pytest.mark.parametrize("end", ENDS)
 def test_a_late_or_stale_ending_is_refused_and_changes_nothing(cursor: Any, meanwhile: str, end: str) -> None:
-    kind, retries = ENDS[end]
+    how, leaves_a_row = ENDS[end]
     stale, good = claimed(cursor), claimed(cursor)
     cursor.execute(REFUSED[meanwhile], (stale.id,))
     before = get(cursor, stale.id)
 
-    endings = [ending(task, kind, retries=retries, context='{"x": 1}') for task in (stale, good)]
-    assert store.settle(cursor, endings, worker=ME) == {good.id}
+    endings = [ending(task, **how, context='{"x": 1}') for task in (stale, good)]
+    assert [each.decision.edge.name for each in endings] == [end] * 2
+    assert store.settle(cursor, endings, worker=ME) == {good.key}
 
     assert get(cursor, stale.id) == before
-    assert get(cursor, good.id, "state") == end
+    assert get(cursor, good.id, "state") == endings[1].decision.edge.target
     cursor.execute("SELECT queued_task_id::text FROM queued_task_attempts")
-    assert cursor.fetchall() == ([(good.id,)] if kind == outcome.RAISED else [])
+    assert cursor.fetchall() == ([(good.id,)] if leaves_a_row else [])
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_settling_twice_is_refused_the_second_time(cursor: Any, end: str) -> None:
-    kind, retries = ENDS[end]
+    how, leaves_a_row = ENDS[end]
     task = claimed(cursor)
-    once = ending(task, kind, retries=retries)
-    assert store.settle(cursor, [once], worker=ME) == {task.id}
+    once = ending(task, **how)
+    assert store.settle(cursor, [once], worker=ME) == {task.key}
     before = get(cursor, task.id)
     assert store.settle(cursor, [once, ending(task, outcome.RAISED)], worker=ME) == set()
     assert get(cursor, task.id) == before
     cursor.execute("SELECT count(*) FROM queued_task_attempts")
-    assert cursor.fetchone() == (int(kind == outcome.RAISED),)
+    assert cursor.fetchone() == (int(leaves_a_row),)
 
 
 def test_a_deleted_task_s_ending_is_refused(cursor: Any) -> None:
@@ -437,23 +476,41 @@ def test_settling_nothing_is_nothing(cursor: Any) -> None:
         (outcome.ASKED_FOR_RETRY, True),
         (outcome.ASKED_FOR_CANCEL, False),
         (outcome.INTERRUPTED, False),
+        (outcome.LOST, True),
     ],
 )
-@pytest.mark.parametrize("retries", [0, 3])
-def test_a_failed_attempt_leaves_a_row_of_its_own(cursor: Any, kind: str, leaves_a_row: bool, retries: int) -> None:
+@pytest.mark.parametrize("chances", [0, 3])
+def test_a_failed_attempt_leaves_a_row_of_its_own(cursor: Any, kind: str, leaves_a_row: bool, chances: int) -> None:
     task = claimed(cursor, attempt=4)
-    store.settle(cursor, [ending(task, kind, retries=retries)], worker=ME)
+    store.settle(cursor, [ending(task, kind, retries=chances, max_lost=chances)], worker=ME)
     cursor.execute(
         "SELECT queued_task_id::text, attempt, outcome, error_type, error_message, error_traceback, worker,"
+        " exit_signal, memory_bytes,"
         " round(extract(epoch FROM date_done - date_started), 1)::float FROM queued_task_attempts"
     )
-    assert cursor.fetchall() == ([(task.id, 5, kind, "E", "m", "t", ME, 1.5)] if leaves_a_row else [])
+    assert cursor.fetchall() == ([(task.id, 5, kind, "E", "m", "t", ME, None, None, 1.5)] if leaves_a_row else [])
+
+
+@pytest.mark.parametrize("kind", [outcome.LOST, outcome.TIMED_OUT])
+@pytest.mark.parametrize("chances", [0, 3])
+def test_how_its_process_ended_stands_in_an_attempt_s_row(cursor: Any, kind: str, chances: int) -> None:
+    dead, alive = claimed(cursor), claimed(cursor)
+    known = {"exit_signal": "SIGSEGV", "memory_bytes": 5 * 2**32}
+    endings = [
+        ending(dead, kind, retries=chances, max_lost=chances, **known),
+        ending(alive, outcome.RAISED, retries=chances),
+    ]
+    store.settle(cursor, endings, worker=ME)
+    cursor.execute("SELECT queued_task_id::text, outcome, exit_signal, memory_bytes FROM queued_task_attempts")
+    assert set(cursor.fetchall()) == {(dead.id, kind, "SIGSEGV", 5 * 2**32), (alive.id, "raised", None, None)}
 
 
 def test_every_edge_of_an_outcome_has_its_statement() -> None:
     task = Task(new_id(), "", "a:b", "[]", "{}", None, 1, 0, None, None)
-    edges = {outcome.decide(task, Outcome(k), max_retries=n).edge for k in outcome.KINDS for n in (0, 9)}
-    assert edges <= set(store.SETTLE)
+    edges = {
+        outcome.decide(task, Outcome(kind), max_retries=n, max_lost=n).edge for kind in outcome.KINDS for n in (0, 9)
+    }
+    assert edges == set(store.SETTLE)
 
 
 # ----------------------------------------------------------------------------------------- while an attempt is running
@@ -475,36 +532,65 @@ def test_progress_of_an_attempt_that_is_over_is_not_written(cursor: Any, meanwhi
     stale, good = claimed(cursor), claimed(cursor)
     cursor.execute(REFUSED[meanwhile], (stale.id,))
     before = get(cursor, stale.id)
-    store.write_progress(cursor, [Progress(task, 1.0, '{"x": 1}') for task in (stale, good)], worker=ME)
+    running = [Progress(task, 1.0, '{"x": 1}') for task in (stale, good)]
+    assert store.write_progress(cursor, running, worker=ME) == {good.key}
     assert get(cursor, stale.id) == before
     assert get(cursor, good.id, "context") == {"x": 1}
 
 
+def messages(cursor: Any) -> list[str]:
+    cursor.execute("SELECT message FROM queued_task_logs ORDER BY id")
+    return [row[0] for row in cursor.fetchall()]
+
+
 def test_log_lines_are_written_in_their_order_and_those_of_deleted_tasks_are_left_out(cursor: Any) -> None:
-    here, gone = claimed(cursor), new_id()
+    here, there, gone = claimed(cursor, attempt=1), claimed(cursor), new_id()
     store.add_logs(
         cursor,
         [
-            LogLine(here.id, 1, "info", "shop", "first", 20.0),
+            LogLine(here.id, 2, "info", "shop", "first", 20.0),
             LogLine(gone, 1, "info", "shop", "nobody's", 10.0),
-            LogLine(here.id, 2, "error", "shop.mail", "second % %s", 10.0),
+            LogLine(there.id, 1, "error", "shop.mail", "second % %s", 10.0),
             LogLine(here.id, 2, "debug", "shop", "", 0.0),
         ],
+        worker=ME,
     )
     cursor.execute(
         "SELECT queued_task_id::text, attempt, type, name, message,"
         " round(extract(epoch FROM clock_timestamp() - date_created) / 10)::int FROM queued_task_logs ORDER BY id"
     )
     assert cursor.fetchall() == [
-        (here.id, 1, "info", "shop", "first", 2),
-        (here.id, 2, "error", "shop.mail", "second % %s", 1),
+        (here.id, 2, "info", "shop", "first", 2),
+        (there.id, 1, "error", "shop.mail", "second % %s", 1),
         (here.id, 2, "debug", "shop", "", 0),
     ]
 
 
+@pytest.mark.parametrize("meanwhile", REFUSED)
+def test_log_lines_of_an_attempt_that_is_over_are_not_written(cursor: Any, meanwhile: str) -> None:
+    stale, good = claimed(cursor), claimed(cursor)
+    cursor.execute(REFUSED[meanwhile], (stale.id,))
+    lines = [LogLine(task.id, 1, "info", "n", name, 0.0) for task, name in ((stale, "late"), (good, "in time"))]
+    store.add_logs(cursor, lines, worker=ME)
+    assert messages(cursor) == ["in time"]
+
+
+def test_log_lines_of_another_attempt_than_the_one_that_runs_are_not_written(cursor: Any) -> None:
+    task = claimed(cursor, attempt=4)
+    store.add_logs(cursor, [LogLine(task.id, n, "info", "n", f"attempt {n}", 0.0) for n in (4, 5, 6)], worker=ME)
+    assert messages(cursor) == ["attempt 5"]
+
+
+def test_an_attempt_that_is_settled_takes_no_more_log_lines(cursor: Any) -> None:
+    task = claimed(cursor)
+    store.settle(cursor, [ending(task)], worker=ME)
+    store.add_logs(cursor, [LogLine(task.id, 1, "info", "n", "too late", 0.0)], worker=ME)
+    assert messages(cursor) == []
+
+
 def test_a_task_s_logs_and_attempts_go_with_it(cursor: Any) -> None:
     task = claimed(cursor)
-    store.add_logs(cursor, [LogLine(task.id, 1, "info", "n", "m", 0.0)])
+    store.add_logs(cursor, [LogLine(task.id, 1, "info", "n", "m", 0.0)], worker=ME)
     store.settle(cursor, [ending(task, outcome.RAISED)], worker=ME)
     cursor.execute("DELETE FROM queued_tasks")
     cursor.execute("SELECT (SELECT count(*) FROM queued_task_logs), (SELECT count(*) FROM queued_task_attempts)")
@@ -527,6 +613,39 @@ def test_a_worker_that_knows_nothing_gives_everything_back(cursor: Any) -> None:
     put(cursor, "doing")
     assert store.disown(cursor, worker=ME, known=[]) == 2
     assert store.disown(cursor, worker=ME, known=[]) == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ rescue
+
+
+def test_what_a_worker_has_claimed_is_locked_in_the_order_of_the_ids(cursor: Any) -> None:
+    made = sorted(
+        put(cursor, "doing", id=new_id(), args='[1, "ü"]', context='{"c": 2}', failures=1, lost_count=2)
+        for _ in range(5)
+    )
+    for state in states.STATES:
+        put(cursor, state, claimed_by=OTHER)
+        if state != "doing":
+            put(cursor, state, claimed_by=ME)
+    cursor.execute("UPDATE queued_tasks SET date_started = now() WHERE id = %s", (made[1],))
+
+    found = store.lock_claimed(cursor, worker=ME, limit=9)
+
+    task = Task("", "", "a:b", '[1, "ü"]', "{}", '{"c": 2}', 1, 1, None, None, 2)
+    assert found == [(task._replace(id=each), each == made[1]) for each in made]
+    assert [each.id for each, _ in store.lock_claimed(cursor, worker=ME, limit=3)] == made[:3]
+    assert store.lock_claimed(cursor, worker=99, limit=9) == []
+
+
+def test_who_rescues_locks_what_he_takes_back_and_passes_over_what_others_have_locked(cursor: Any, other: Any) -> None:
+    made = sorted(put(cursor, "doing") for _ in range(3))
+    with other.cursor() as theirs:
+        assert [task.id for task, _ in store.lock_claimed(theirs, worker=ME, limit=2)] == made[:2]
+        # Somebody who adds a child meanwhile does not wait: he locks the parent's key, and no more.
+        put(cursor, "waiting", parent_task=made[0])
+        assert [task.id for task, _ in store.lock_claimed(cursor, worker=ME, limit=9)] == made[2:]
+    other.rollback()
+    assert [task.id for task, _ in store.lock_claimed(cursor, worker=ME, limit=9)] == made
 
 
 # ----------------------------------------------------------------------------------------------------------- release
@@ -692,62 +811,6 @@ def test_clearing_leaves_alone_what_is_being_claimed(cursor: Any, other: Any) ->
     assert get(cursor, task.id, "state") == "doing"
 
 
-# ----------------------------------------------------------------------------------------------------------- workers
-
-
-def register(cursor: Any, **changed: Any) -> int:
-    given: dict[str, Any] = {"server_name": "host", "slots": 4, "pid": 1, "supervisor_pid": None, "version": "1"}
-    return store.register_worker(cursor, **given | changed)
-
-
-def worker_row(cursor: Any, worker: int) -> Any:
-    cursor.execute(
-        "SELECT is_running, max_workers, active_workers, idle_workers FROM queued_task_workers WHERE id = %s",
-        (worker,),
-    )
-    return cursor.fetchone()
-
-
-def test_a_worker_s_row_follows_it_from_its_start_to_its_end(cursor: Any) -> None:
-    worker = register(cursor)
-    assert worker_row(cursor, worker) == (True, 4, 0, 4)
-    assert store.heartbeat(cursor, worker=worker, slots=4, active=3)
-    assert worker_row(cursor, worker) == (True, 4, 3, 1)
-    assert store.heartbeat(cursor, worker=worker, slots=8, active=0)
-    assert worker_row(cursor, worker) == (True, 8, 0, 8)
-    store.retire_worker(cursor, worker=worker)
-    assert worker_row(cursor, worker) == (False, 8, 0, 0)
-
-
-def test_a_heartbeat_moves_the_time_of_this_worker_only(cursor: Any) -> None:
-    worker, another = register(cursor), register(cursor)
-    cursor.execute("UPDATE queued_task_workers SET last_heartbeat = now() - interval '1 hour'")
-    store.heartbeat(cursor, worker=worker, slots=4, active=0)
-    cursor.execute("SELECT id FROM queued_task_workers WHERE last_heartbeat > now() - interval '1 minute'")
-    assert cursor.fetchall() == [(worker,)]
-    assert another != worker
-
-
-def test_a_heartbeat_says_when_the_worker_s_row_is_gone(cursor: Any) -> None:
-    worker = register(cursor)
-    cursor.execute("DELETE FROM queued_task_workers")
-    assert store.heartbeat(cursor, worker=worker, slots=4, active=0) is False
-    cursor.execute("SELECT count(*) FROM queued_task_workers")
-    assert cursor.fetchone() == (0,)
-
-
-def test_ids_of_workers_are_never_used_again(cursor: Any) -> None:
-    first = register(cursor)
-    cursor.execute("DELETE FROM queued_task_workers")
-    assert register(cursor) > first
-
-
-def test_the_name_of_a_server_is_cut_to_its_column(cursor: Any) -> None:
-    worker = register(cursor, server_name="ü" * 300)
-    cursor.execute("SELECT server_name FROM queued_task_workers WHERE id = %s", (worker,))
-    assert cursor.fetchone() == ("ü" * 255,)
-
-
 # ------------------------------------------------------------------------------------------------------------- plans
 
 
@@ -783,14 +846,28 @@ def test_the_worker_s_statements_use_their_indexes(cursor: Any, is_analysed: boo
         "error_types",
         "error_messages",
         "error_tracebacks",
+        "losts",
     )
     ended = dict.fromkeys(names, [None] * len(batch)) | {"worker": 3, "ids": batch}
 
     assert "queued_tasks_claim" in plan(cursor, store.CLAIM, worker=3, limit=50)
     assert "queued_tasks_due" in plan(cursor, store.RELEASE, limit=50)
     assert "queued_tasks_due" in plan(cursor, store.SECONDS_TO_NEXT_DUE)
-    for statement in (*store.SETTLE.values(), store.WRITE_PROGRESS):
-        found = plan(cursor, statement, **ended)
+    for statement in (*store.SETTLE.values(), store.WRITE_PROGRESS, store.ADD_LOGS):
+        found = plan(cursor, statement, **ended, task_ids=batch)
         # Of its own tasks or of the ids: never the whole table.
         assert "queued_tasks_doing" in found or "queued_tasks_pkey" in found, found
     assert "queued_tasks_doing" in plan(cursor, store.DISOWN, worker=3, ids=batch)
+
+
+@pytest.mark.parametrize("is_analysed", [False, True], ids=["never analysed", "analysed"])
+def test_looking_for_the_dead_reads_what_runs_and_not_what_has_ended(cursor: Any, is_analysed: bool) -> None:
+    cursor.execute(
+        "INSERT INTO queued_tasks (function, state, date_done, claimed_by, attempt)"
+        " SELECT 'a:b', CASE WHEN n % 100 = 0 THEN 'doing' ELSE 'done' END,"
+        " CASE WHEN n % 100 > 0 THEN now() END, n % 7, 1 FROM generate_series(1, 20000) AS n"
+    )
+    if is_analysed:
+        cursor.execute("ANALYZE queued_tasks")
+    assert "queued_tasks_doing" in plan(cursor, store.LOCK_CLAIMED, worker=3, limit=500)
+    assert "queued_tasks_doing" in plan(cursor, workers.OWNERS)

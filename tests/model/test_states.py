@@ -37,6 +37,7 @@ DRAWN = {
     "call_off": (["doing"], "cancelled"),
     "halt": (["doing"], "stopped"),
     "hand_back": (["doing"], "enqueued"),
+    "disown": (["doing"], "enqueued"),
     "rescue": (["doing"], "enqueued"),
     "lose": (["doing"], "failed"),
     "cancel": (["waiting", "enqueued"], "cancelled"),
@@ -108,7 +109,7 @@ def test_the_edges_are_those_of_the_picture() -> None:
 
 def test_a_worker_s_ends_of_its_own_attempt_are_fenced_and_no_other_edges() -> None:
     fenced = {edge.name for edge in states.EDGES if edge.fenced}
-    assert fenced == {"finish", "fail", "retry", "call_off", "halt", "hand_back"}
+    assert fenced == {"finish", "fail", "retry", "call_off", "halt", "hand_back", "rescue", "lose"}
 
 
 @pytest.mark.parametrize(("edge", "state"), EVERY_PAIR)
@@ -166,7 +167,8 @@ def test_a_fenced_edge_cannot_be_turned_into_an_update_without_its_attempt(edge:
 def test_every_statement_that_writes_a_state_is_guarded_as_one_of_the_edges() -> None:
     allowed = {(target, ", ".join(f"'{source}'" for source in sources)) for sources, target in DRAWN.values()}
     writers = [s for s in all_statements() if re.search(r"\bSET\b.*\bstate\s*=", s.sql.split(" WHERE ")[0], re.DOTALL)]
-    assert {s.name for s in writers} >= {"claim", "finish", "fail", "retry", "release", "requeue", "disown"}
+    names = {"claim", "finish", "fail", "retry", "rescue", "lose", "release", "requeue", "disown", "disown_all"}
+    assert {s.name for s in writers} >= names
     for statement in writers:
         target = re.search(r"SET state='(\w+)'", statement.sql)
         guard = re.findall(r"queued_tasks\.state IN \(([^)]*)\)", statement.sql)

@@ -109,3 +109,8 @@ def test_what_crosses_seams_cannot_be_changed() -> None:
     for frozen in (TaskSpec(new_id(), "n", "a:b"), Task("i", "n", "a:b", "[]", "{}", None, 1, 0, None, None)):
         with pytest.raises(AttributeError):
             frozen.name = "other"  # type: ignore[misc]
+
+
+def test_a_task_is_suspect_from_its_first_loss_on() -> None:
+    task = Task("i", "n", "a:b", "[]", "{}", None, attempt=4, failures=3, max_retries=None, timeout=None)
+    assert [task._replace(lost_count=n).is_suspect for n in range(3)] == [False, True, True]
