@@ -33,6 +33,10 @@ class NotAllowed(QueuedTaskError):
     """Refuse a change that the task's state forbids; the message says which states allow it."""
 
 
+class LeaseLost(QueuedTaskError):
+    """Say that an attempt is no longer this worker's: what it does has no effect on its task any more."""
+
+
 class SchemaOutdated(QueuedTaskError):
     """Say that the database's tables are missing or of a version that this release cannot work with."""
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import psycopg2
 import psycopg2.extensions
-from sqlalchemy import Engine, create_engine, event, exc, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, exc, func, make_url, select
 from sqlalchemy.pool import PoolProxiedConnection
 
 from queuedtask.config import Config
@@ -139,10 +139,34 @@ class Database:
         finally:
             engine.dispose()
 
+    def open_for_task(self) -> "TaskConnection":
+        """Take a connection from the pool, in a transaction, for a task that may have to be cancelled.
+
+        Raises DatabaseUnavailable.
+        """
+        try:
+            connection = self.engine.connect()
+        except (psycopg2.OperationalError, exc.OperationalError, exc.TimeoutError) as error:
+            raise unavailable(error) from error
+        # The transaction has begun with it: behind PgBouncer the backend stays the same until its end.
+        return TaskConnection(connection, int(connection.execute(select(func.pg_backend_pid())).scalar_one()))
+
     def close(self) -> None:
         """Close the pooled connections; a later use opens new ones. An engine that the caller brought is left alone."""
         if self._engine is not None and self._engine is not self._given and self._pid == os.getpid():
             self._engine.dispose()
+
+
+class TaskConnection(NamedTuple):
+    """A connection that a task works with, and the server's process behind it."""
+
+    connection: Connection
+    backend: int
+
+    def discard(self) -> None:
+        """Close it for good; what it has not committed is rolled back by the server."""
+        self.connection.invalidate()
+        self.connection.close()
 
 
 def _remember_checkin(dbapi_connection: Any, record: Any) -> None:

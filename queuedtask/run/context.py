@@ -78,14 +78,22 @@ class Context:
             self._taken, self._waiting = self._taken + self._waiting, []
             return codec.dumps(self._document())
 
-    def confirm(self) -> None:
-        """Say that what was taken has been written."""
-        if not self._taken:
+    def confirm(self, *, also_waiting: bool = False) -> None:
+        """Say that what was taken has been written; or, to those who wait as well, that nothing will be any more."""
+        if not self._taken and not also_waiting:
             return
         with self._lock:
             taken, self._taken = self._taken, []
+            if also_waiting:
+                taken, self._waiting = taken + self._waiting, []
         for waiter in taken:
             waiter.set()
+
+    def replace(self, text: str) -> None:
+        """Take over the whole context from the process in which the task runs; it is due to be written."""
+        with self._lock:
+            self._text, self._plain = text, None
+            self._changed = self._urgent = True
 
     def put_back(self) -> None:
         """Say that what was taken could not be written: it is due again."""

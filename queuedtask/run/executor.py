@@ -1,6 +1,5 @@
 """One attempt: resolve the function, decode the arguments, run it interruptibly, and say how it ended."""
 
-import asyncio
 import inspect
 import logging
 import traceback
@@ -31,6 +30,10 @@ class Resolver:
     def __init__(self, aliases: Callable[[], Mapping[str, str]]) -> None:
         self._aliases = aliases
         self._known: dict[str, Callable[..., object]] = {}
+
+    def knows(self, path: str) -> bool:
+        """Tell whether a function has been looked up, so that looking it up again imports nothing."""
+        return path in self._known
 
     def __call__(self, path: str) -> Callable[..., object]:
         """Return the function at a path. Raises UnknownFunction."""
@@ -63,6 +66,8 @@ def execute(
         return _outcome(attempt)
     finally:
         enter(before)
+        if attempt.open_connections and attempt.connections is not None:
+            attempt.connections.finish(attempt)
         attempt.log.close()
 
 
@@ -80,17 +85,23 @@ def _outcome(attempt: Attempt) -> Outcome:
         return Outcome(outcome.ASKED_FOR_CANCEL, None, "Cancel", _text(str(error)))
     if isinstance(error, Retry):
         return _raised(error)._replace(kind=outcome.ASKED_FOR_RETRY, delay=error.delay)
-    # A cancelled coroutine ends with CancelledError, a thread with the interrupt itself.
-    if guard.due is not None and isinstance(error, (guard.due, asyncio.CancelledError)):
-        if guard.due is Interrupted:
-            return Outcome(outcome.INTERRUPTED)
-        if guard.due is TaskTimeout:
-            return _raised(error)._replace(
-                kind=outcome.TIMED_OUT,
-                error_type="TaskTimeout",
-                error_message=f"the task outlived its timeout of {attempt.timeout:g} s",
-            )
+    # Whatever it ends with after it was told to end is due to that: the interrupt itself, the CancelledError of a
+    # coroutine, the driver's error for cancelled SQL, or what the task makes of them.
+    if guard.due is TaskTimeout:
+        return timed_out(attempt, _traceback(error))
+    if guard.due is Interrupted or attempt.should_abort:
+        return Outcome(outcome.INTERRUPTED)
     return _raised(error)
+
+
+def timed_out(attempt: Attempt, traceback_text: str, more: str = "") -> Outcome:
+    """Return the outcome of an attempt that outlived its timeout."""
+    return Outcome(
+        outcome.TIMED_OUT,
+        error_type="TaskTimeout",
+        error_message=f"the task outlived its timeout of {attempt.timeout:g} s{more}",
+        error_traceback=_text(traceback_text),
+    )
 
 
 def _raised(error: BaseException) -> Outcome:

@@ -7,8 +7,8 @@ code has ended, or before it enters a critical section of ours (:meth:`Guard.hol
 The firing side takes it before it raises; the thread then knows that an exception is under way and absorbs it. No
 lock is involved, because an exception that lands between taking a lock and releasing it would leave it locked.
 
-A coroutine is interrupted by cancelling its asyncio task, which works while it awaits; there the exception in the
-thread stays held back.
+A coroutine is interrupted by cancelling its asyncio task, which works while it awaits. One that does not end by that
+(it computes without awaiting) gets the exception in its thread, like any other code, when :meth:`Guard.insist` says so.
 """
 
 import asyncio
@@ -38,6 +38,8 @@ class Guard:
         "_armed",
         "_cancel",
         "_depth",
+        "_is_cancel_held",
+        "_is_insisting",
         "_is_mine",
         "_sent",
         "_thread",
@@ -60,9 +62,12 @@ class Guard:
         self._armed = False
         self._is_mine = False
         self._depth = 0
+        self._is_cancel_held = False
         self._thread = 0
         self._sent = False
+        # While a coroutine runs: cancels its asyncio task, from any thread.
         self._cancel: Callable[[], object] | None = None
+        self._is_insisting = False
 
     # --------------------------------------------------------------------------------------- in the thread of the task
 
@@ -90,7 +95,7 @@ class Guard:
     def run(self, coroutine: Coroutine[Any, Any, object]) -> object:
         """Run a coroutine in a new event loop, interruptible by cancellation. To be used inside :meth:`call`."""
         try:
-            # Never given back: the coroutine's end is the end of the attempt.
+            # What is under way to the thread lands here, before there is a loop that it could leave half made.
             self._take_token()
         except BaseException:
             coroutine.close()
@@ -99,30 +104,53 @@ class Guard:
         async def cancellable() -> object:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
-            self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+
+            def cancel() -> None:
+                # In the loop's thread, so between two steps of the coroutine.
+                if self._depth:
+                    self._is_cancel_held = True
+                else:
+                    task.cancel()
+
+            self._cancel = lambda: loop.call_soon_threadsafe(cancel)
             try:
                 if self.due is not None:
                     # Asked for between taking the token and the line above. A second cancel before the first one
                     # has arrived changes nothing.
                     task.cancel()
+                self._give_token()
                 return await coroutine
             finally:
+                # The coroutine's end is the end of the attempt: nothing lands in asyncio's own clearing up.
+                self._take_token()
                 self._cancel = None
 
         return asyncio.run(cancellable())
 
-    def hold(self) -> "_Hold":
+    def hold(self) -> "Hold":
         """Return a context manager in which no interrupt lands; one that is asked for meanwhile comes at its end.
 
-        For the library's own critical sections in the task's thread. In other threads it does nothing. It nests.
+        For critical sections in the task's thread: the library's own, and those that a task shields. In other threads
+        it does nothing. It nests.
         """
-        return _Hold(self)
+        return Hold(self)
+
+    @property
+    def is_held(self) -> bool:
+        """Tell whether interrupts are held back at this moment."""
+        return self._depth > 0
 
     def _give_token(self) -> None:
         """Allow interrupts; raise the one that was asked for while they were not."""
         self._is_mine = False
         self._token.append(None)
-        if self.due is not None and self._wins_token():
+        if self.due is None:
+            return
+        if self._cancel is not None and not self._is_insisting:
+            if self._is_cancel_held:
+                self._is_cancel_held = False
+                self._cancel()
+        elif self._wins_token():
             raise self.due
 
     def _take_token(self) -> bool:
@@ -156,15 +184,24 @@ class Guard:
             with contextlib.suppress(RuntimeError):
                 cancel()
             return
+        self._raise_in_thread(interrupt)
+
+    def insist(self) -> None:
+        """Raise the interrupt that is due in the thread of a coroutine that cancelling does not end; acts once."""
+        if self.due is not None and not self._is_insisting:
+            self._is_insisting = True
+            self._raise_in_thread(self.due)
+
+    def _raise_in_thread(self, interrupt: type[BaseException]) -> None:
         try:
             self._token.pop()
         except IndexError:
-            return  # Not begun, held, or ended. Whoever gives the token back sees what is due.
+            return  # Not begun, held, sent or ended. Whoever gives the token back sees what is due.
         _set_async_exception(self._thread, interrupt)
         self._sent = True
 
 
-class _Hold:
+class Hold:
     """See :meth:`Guard.hold`."""
 
     __slots__ = ("_guard", "_is_active", "_took_token")
