@@ -210,12 +210,12 @@ class Config:
     lease: float = _setting(
         _SECONDS, 30.0, "Silence of a worker after which its tasks are taken back; above heartbeat_interval.")
     max_lost: int = _setting(
-        _integer(1), 3, "Number of times that a task may lose its worker before it fails.", reserved=True)
+        _integer(1), 3, "Number of times that a task may lose its process before it fails.")
     timeout_grace: float = _setting(
         _SECONDS_OR_ZERO, 5.0, "Time that an attempt past its timeout gets to end by itself.")
     max_stuck_slots: int | None = _setting(
         _integer(1), None, "Number of stuck slots at which a worker process is replaced.",
-        default_text="the number of slots", reserved=True)
+        default_text="the number of slots")
     shutdown_timeout: float = _setting(
         _SECONDS_OR_ZERO, 30.0, "Time that running tasks get to finish when a worker is told to stop.")
     max_payload: int = _setting(

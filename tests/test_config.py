@@ -87,7 +87,7 @@ def test_each_setting_has_its_variable_and_the_database_a_second_one():
 def test_secret_and_reserved_settings_are_marked():
     settings = Config.settings()
     assert {s.name for s in settings if s.secret} == {"database_url", "listen_url", "secret_key"}
-    reserved = {"channels", "secret_key", "allowed_functions", "max_lost", "max_stuck_slots"}
+    reserved = {"channels", "secret_key", "allowed_functions"}
     assert {s.name for s in settings if s.reserved} == reserved
 
 

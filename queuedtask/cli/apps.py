@@ -34,13 +34,19 @@ def open_queue(arguments: argparse.Namespace, flags: Mapping[str, str] | None = 
     options = {"app": "--app", "database_url": "--database-url", **(flags or {})}
     _set_flags(Config(), arguments, options)  # what is wrong is refused before anything is imported
     url = arguments.database_url
-    application = arguments.app or Config.resolve(arguments={"database_url": url}).app
+    application = application_of(arguments)
     queue = load_application(application) if application else Queue(url)
     _set_flags(queue.config, arguments, options)
     if url is not None and queue.database.engine.url != make_url(queue.config.database_url or url):
         raise UsageError("argument --database-url: the application's Queue has an engine of its own, which stays")
     queue.database.announce = _announce
     return queue
+
+
+def application_of(arguments: argparse.Namespace) -> str | None:
+    """Return the application that a command is to import, as it is named; None without one."""
+    named: str | None = arguments.app
+    return named or Config.resolve(arguments={"database_url": arguments.database_url}).app
 
 
 def _set_flags(config: Config, arguments: argparse.Namespace, flags: Mapping[str, str]) -> None:

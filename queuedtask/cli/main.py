@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = build_parser().parse_args(argv)
+        arguments.argv = list(sys.argv[1:] if argv is None else argv)
         module, name = arguments.run.split(":")
         code = getattr(import_module(f"queuedtask.cli.{module}"), name)(arguments)
         sys.stdout.flush()

@@ -131,15 +131,26 @@ def _worker(commands: _Commands, database: _Options, json: _Options) -> None:
         aliases=["start"],
         parents=[database],
         help="run tasks",
-        description="Run tasks in threads until told to stop.\n"
+        description="Run tasks in threads until told to stop. This process supervises the worker processes (-p),\n"
+        "restarts one that dies and replaces one that cannot be used any more.\n"
         "SIGTERM or Ctrl-C: claim nothing more, finish what runs within the shutdown timeout, give the rest back\n"
         "(no retry is used), exit with 0. A second signal gives everything back at once.\n"
+        "SIGHUP: the same with new processes started first, so that new code is loaded without a gap.\n"
+        "SIGUSR1: the stacks of all threads on stderr.\n"
         "The exit code says how the worker ended, not how its tasks did: 0 when it ended in order, 1 when it could\n"
         "not start or go on (the application cannot be imported, the tables are missing).",
     )
     worker.set_defaults(run="work:worker")
     worker.add_argument(
         "-w", "--workers", metavar="N", help="number of slots, that is threads (default: QUEUE_MAX_WORKERS)"
+    )
+    worker.add_argument(
+        "-p",
+        "--processes",
+        metavar="N",
+        type=number(1),
+        default=1,
+        help="number of worker processes, each with its slots (default: 1)",
     )
     worker.add_argument("--burst", action="store_true", help="end when no task is left that could run now")
     worker.add_argument(
@@ -148,11 +159,27 @@ def _worker(commands: _Commands, database: _Options, json: _Options) -> None:
         help="time that running tasks get when the worker is told to stop (default: QUEUE_SHUTDOWN_TIMEOUT)",
     )
     worker.add_argument(
+        "--max-tasks",
+        metavar="N",
+        type=number(1),
+        help="replace a process that has had so many tasks, the new one starting first (default: never)",
+    )
+    worker.add_argument(
+        "--max-rss",
+        metavar="MB",
+        type=number(1),
+        help="replace a process that has more memory than this, in MiB, the new one starting first (default: never)",
+    )
+    worker.add_argument(
         "--log-level",
         metavar="LEVEL",
         help="level from which records are stored and shown on stderr; DEBUG shows every step "
         "(default: QUEUE_LOG_LEVEL)",
     )
+
+    # For the processes that ours start: the numbers of the descriptors that they inherit.
+    worker.add_argument("--supervised", help=argparse.SUPPRESS)
+    worker.add_argument("--isolated", help=argparse.SUPPRESS)
 
 
 def _status(commands: _Commands, database: _Options, json: _Options) -> None:
@@ -185,8 +212,9 @@ def _servers(commands: _Commands, database: _Options, json: _Options) -> None:
         "servers",
         parents=[database, json],
         help="the worker processes and what they run now",
-        description="Show every worker process: its slots, how long ago it last reported, its version, and what its\n"
-        "slots have been running for more than half a second, and for how long.",
+        description="Show every worker process, those of one supervisor together: its slots, stuck slots, refused\n"
+        "writes, how long ago it last reported, and what its slots have been running for more than half a second.\n"
+        "What is amiss is red.",
     )
     servers.set_defaults(run="reading:servers")
 
@@ -212,7 +240,8 @@ def _show(commands: _Commands, database: _Options, json: _Options) -> None:
         "show",
         parents=[database, json],
         help="everything about one task",
-        description="Show a task: its arguments, dates, context, result, and the error of every failed attempt.",
+        description="Show a task: its arguments, dates, context, result, and how every attempt ended that did not\n"
+        "succeed, with its stack.",
     )
     show.set_defaults(run="reading:show")
     show.add_argument("id", metavar="ID", type=task_id, help="the task's id")
@@ -275,8 +304,8 @@ def _check(commands: _Commands, database: _Options, json: _Options) -> None:
         parents=[database, json],
         help="tell whether all is well, for monitoring",
         description="Check that the database can be reached, that its schema is the one this release works with, and\n"
-        "that a worker lives (it has reported within QUEUE_LEASE, by the database's clock). Exit code 0, else 1 and\n"
-        "the reason on stderr.",
+        "that a worker lives (it has reported within QUEUE_LEASE, or its own lease if that is longer, by the clock of\n"
+        "the database). Exit code 0, else 1 and the reason on stderr.",
     )
     check.set_defaults(run="control:check")
 

@@ -1,63 +1,99 @@
-"""The command ``worker``: one worker in this process, its signals, its log on stderr."""
+"""The command ``worker``: a supervisor in this process, and the processes that it starts.
+
+The supervisor's side imports neither the application nor SQLAlchemy. The two hidden options mark the processes that
+ours start: a worker process under its supervisor, and one that runs single attempts for its slot.
+"""
 
 import argparse
 import logging
-import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from typing import TYPE_CHECKING
 
-from queuedtask.cli import output
-from queuedtask.cli.apps import open_queue
+from queuedtask.cli.parser import UsageError
 from queuedtask.config import Config
-from queuedtask.worker.manager import Manager
+from queuedtask.errors import ConfigError
+from queuedtask.worker.spawn import settle_in
+
+if TYPE_CHECKING:
+    from queuedtask.run.attempt import Connections
 
 FLAGS = {"max_workers": "--workers", "shutdown_timeout": "--shutdown-timeout", "log_level": "--log-level"}
 
 
 def worker(arguments: argparse.Namespace) -> int:
     """Run tasks until a signal, or in a burst until none is left."""
-    queue = open_queue(arguments, FLAGS)
-    _log_to_stderr(queue.config.log_level)
+    if arguments.isolated is not None:
+        return _isolated(arguments)
+    if arguments.supervised is not None:
+        return _supervised(arguments)
+    return _supervisor(arguments)
+
+
+def _supervisor(arguments: argparse.Namespace) -> int:
+    from queuedtask.worker.supervisor import Supervisor
+
+    config = Config.resolve(arguments={"database_url": arguments.database_url})
+    try:
+        config.set_flags(**{name: getattr(arguments, _attribute(option)) for name, option in FLAGS.items()})
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    _log_to_stderr(config.log_level)
     for variable, meant in Config.unknown_variables():
         hint = f"; did you mean {meant}?" if meant else ""
-        output.print_warning(f"{variable} is no setting{hint}")
-    manager = Manager(queue, burst=arguments.burst)
-    with _stopped_by_signals(manager):
-        manager.start()
-        manager.run()
-    queue.close()
-    if manager.is_abandoning:
-        # Threads that cannot be stopped still run tasks that were given back. Python would let them go on until its
-        # very end; nothing of theirs is awaited any more.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        print(f"queuedtask: warning: {variable} is no setting{hint}", file=sys.stderr)
+    return Supervisor(
+        arguments.argv[1:], processes=arguments.processes, burst=arguments.burst, max_rss=arguments.max_rss
+    ).run()
+
+
+def _supervised(arguments: argparse.Namespace) -> int:
+    wire, (board,) = settle_in(arguments.supervised)
+
+    from queuedtask.cli.apps import application_of, open_queue
+    from queuedtask.worker.board import Board
+    from queuedtask.worker.process import WorkerProcess
+
+    queue = open_queue(arguments, FLAGS)
+    _log_to_stderr(queue.config.log_level)
+    return WorkerProcess(
+        queue,
+        wire,
+        Board(board),
+        application=application_of(arguments),
+        burst=arguments.burst,
+        max_tasks=arguments.max_tasks,
+    ).run()
+
+
+def _isolated(arguments: argparse.Namespace) -> int:
+    wire, _ = settle_in(arguments.isolated)
+    wire.wait()
+    (hello, *early) = wire.receive()
+    sys.path[:] = hello["path"]
+
+    from queuedtask.worker.runner import Runner
+
+    queue = None
+    if hello["application"] is not None:
+        from queuedtask.cli.apps import load_application
+
+        queue = load_application(hello["application"])
+    _log_to_stderr(hello["log_level"])
+
+    def connect() -> "Connections":
+        from queuedtask.taskqueue import Queue
+        from queuedtask.worker.sql import TaskConnections
+
+        return TaskConnections((queue or Queue(hello["database_url"])).database)
+
+    runner = Runner(wire, function_aliases=hello["function_aliases"], log_level=hello["log_level"], connect=connect)
+    runner.run(early)
     return 0
 
 
-@contextmanager
-def _stopped_by_signals(manager: Manager) -> Iterator[None]:
-    """Let the first SIGTERM or SIGINT stop the manager in its time, a second one at once."""
-    is_second = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal is_second
-        manager.stop(0 if is_second else None)
-        is_second = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    # The manager waits in poll(): the byte that Python writes here ends the wait, and the handler above runs.
-    descriptor = signal.set_wakeup_fd(manager.wakeup_fd)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(descriptor)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _attribute(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 def _log_to_stderr(level: int) -> None:
@@ -67,7 +103,7 @@ def _log_to_stderr(level: int) -> None:
         return
     handler = logging.StreamHandler(sys.stderr)
     formatter = logging.Formatter(
-        "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%SZ"
+        "%(asctime)s %(levelname)s %(process)d %(threadName)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%SZ"
     )
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
