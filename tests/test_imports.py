@@ -38,7 +38,15 @@ DANGEROUS = {
     "os.environ": {"queuedtask.config", "queuedtask.db.embedded", "queuedtask.cli.demo"},
     "os.getenv": set(),
     "os.putenv": set(),
-    "sqlalchemy": {"queuedtask.db", "queuedtask.taskqueue", "queuedtask.cli.apps", "queuedtask.cli.database"},
+    # In run.attempt and worker.sql: for the types of connection() alone.
+    "sqlalchemy": {
+        "queuedtask.db",
+        "queuedtask.taskqueue",
+        "queuedtask.cli.apps",
+        "queuedtask.cli.database",
+        "queuedtask.run.attempt",
+        "queuedtask.worker.sql",
+    },
     "psycopg2": {"queuedtask.db", "queuedtask.worker"},
 }
 

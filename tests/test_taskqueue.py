@@ -26,7 +26,7 @@ from queuedtask import (
     UnknownFunction,
 )
 from queuedtask import taskqueue as module
-from queuedtask.db import connections, store
+from queuedtask.db import connections, store, workers
 from queuedtask.model import codec, outcome, states
 from queuedtask.model.outcome import Decision, Outcome
 
@@ -442,8 +442,9 @@ def test_an_error_without_a_message_is_its_type(queue: Queue) -> None:
 def test_a_ref_has_the_log_in_its_order(queue: Queue) -> None:
     ref, other = queue.add_task(plain), queue.add_task(plain)
     with queue.database.transaction() as cursor:
+        assert len(store.claim(cursor, worker=7, limit=2)) == 2
         lines = [store.LogLine(ref.id, 1, "info", "shop", f"line {n}", 10.0 - n) for n in range(9)]
-        store.add_logs(cursor, [*lines, store.LogLine(other.id, 1, "info", "shop", "other", 0.0)])
+        store.add_logs(cursor, [*lines, store.LogLine(other.id, 1, "info", "shop", "other", 0.0)], worker=7)
     assert [line.message for line in ref.logs()] == [f"line {n}" for n in range(9)]
     assert (ref.logs()[0].type, ref.logs()[0].name, ref.logs()[0].attempt) == ("info", "shop", 1)
 
@@ -517,12 +518,13 @@ def test_running_workers_are_listed(queue: Queue) -> None:
     assert queue.workers() == []
     with queue.database.transaction() as cursor:
         first, second = (
-            store.register_worker(cursor, server_name="web1", slots=4, pid=9, supervisor_pid=None, version="1")
+            workers.register(cursor, server_name="web1", slots=4, pid=9, supervisor_pid=None, version="1", lease=30.0)
             for _ in range(2)
         )
-        store.retire_worker(cursor, worker=first)
+        workers.retire(cursor, worker=first)
     (worker,) = queue.workers()
     assert (worker.id, worker.server_name, worker.max_workers, worker.is_running) == (second, "web1", 4, True)
+    assert (worker.lease, worker.stuck, worker.refused) == (30.0, [], 0)
 
 
 # ----------------------------------------------------------------------------------------------------- controlling

@@ -19,11 +19,16 @@ from queuedtask.config import Config
 from queuedtask.db.connections import Database, is_transient
 from queuedtask.db.statement import Cursor
 from queuedtask.errors import DatabaseUnavailable
+from queuedtask.worker.watchdog import Watchdog
 
 logger = logging.getLogger("queuedtask.worker")
 
 FIRST_DELAY: Final = 0.2
 LONGEST_DELAY: Final = 15.0
+LONGEST_DEADLINE: Final = 10.0
+"""Seconds that the server has to answer a statement, unless the lease is so short that it has less."""
+LISTEN_CHECK_INTERVAL: Final = 10.0
+"""Seconds between two looks whether the listening connection still has a server behind it."""
 
 Connection = psycopg2.extensions.connection
 
@@ -61,6 +66,8 @@ class Link:
         self._listen_backoff = Backoff()
         self._was_lost = False
         self._was_deaf = False
+        self._check_at = 0.0
+        self._watchdog = Watchdog(lambda: max(1.0, min(LONGEST_DEADLINE, config.lease / 3)))
 
     # ---------------------------------------------------------------------------------------------------- conversation
 
@@ -73,6 +80,7 @@ class Link:
     def cursor(self) -> Cursor:
         """Return a cursor on which every statement commits by itself."""
         assert self._connection is not None
+        self._watchdog.watch(self._connection)
         return cast(Cursor, self._connection.cursor())
 
     @contextmanager
@@ -80,6 +88,7 @@ class Link:
         """Give a cursor whose statements commit together at the end of the block."""
         connection = self._connection
         assert connection is not None
+        self._watchdog.watch(connection)
         connection.autocommit = False
         try:
             yield cast(Cursor, connection.cursor())
@@ -91,6 +100,10 @@ class Link:
         finally:
             if not connection.closed:
                 connection.autocommit = True
+
+    def rest(self) -> None:
+        """Say that nothing is awaited from the server now. What is asked of it has a deadline until this is said."""
+        self._watchdog.rest()
 
     @property
     def is_up(self) -> bool:
@@ -152,6 +165,11 @@ class Link:
         try:
             # A backend that was terminated answers the first poll and raises at the second.
             listener.poll()
+            if time.monotonic() >= self._check_at:
+                self._check_at = time.monotonic() + LISTEN_CHECK_INTERVAL
+                # A server that was stopped or cut off says nothing at all; this asks it for an answer.
+                self._watchdog.watch(listener)
+                self._execute_listen(listener)
             if listener.closed:
                 raise psycopg2.OperationalError("the listening connection was closed")
         except psycopg2.Error as error:
@@ -184,9 +202,8 @@ class Link:
         listener = None
         try:
             listener = self._database.connect_to_listen()
-            with listener.cursor() as cursor:
-                # The channel is a name, not a value: quoted as one. It stays the connection's last statement.
-                cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._config.notify_channel)))
+            self._execute_listen(listener)
+            self._check_at = time.monotonic() + LISTEN_CHECK_INTERVAL
         except (DatabaseUnavailable, psycopg2.Error) as error:
             _close(listener)
             self._listen_backoff.failed()
@@ -204,12 +221,18 @@ class Link:
             logger.warning("listening again")
             self._was_deaf = False
 
+    def _execute_listen(self, listener: Connection) -> None:
+        with listener.cursor() as cursor:
+            # The channel is a name, not a value: quoted as one. It stays the connection's last statement.
+            cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._config.notify_channel)))
+
     def _drop_listener(self) -> None:
         _close(self._listener)
         self._listener = None
 
     def close(self) -> None:
-        """Close both connections."""
+        """Close both connections, for good."""
+        self._watchdog.end()
         self._drop_listener()
         _close(self._connection)
         self._connection = None

@@ -5,33 +5,38 @@ do what is due, wait. The slots run the tasks; they never see a connection.
 """
 
 import logging
-import os
-import random
 import select
-import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Final, NamedTuple
+from typing import Final
 
 import psycopg2
 
-from queuedtask import __version__
 from queuedtask.db import migrate, store
 from queuedtask.db.connections import is_transient
 from queuedtask.db.statement import Cursor
-from queuedtask.db.store import Ending, LogLine, Progress
-from queuedtask.errors import Interrupted, TaskTimeout
+from queuedtask.db.store import Progress
+from queuedtask.errors import Interrupted
 from queuedtask.model import outcome, states
-from queuedtask.model.outcome import Decision, Outcome, decide
+from queuedtask.model.outcome import Decision, Outcome
 from queuedtask.model.task import Task
 from queuedtask.run.attempt import Attempt, current_attempt
-from queuedtask.run.executor import Resolver, execute
-from queuedtask.run.logs import Line, capture_logs
+from queuedtask.run.executor import timed_out
+from queuedtask.run.logs import capture_logs
 from queuedtask.taskqueue import Queue
+from queuedtask.worker.board import Board
+from queuedtask.worker.isolation import Isolation
+from queuedtask.worker.ladder import Ladder, stack_line, stack_of
 from queuedtask.worker.link import Link
+from queuedtask.worker.obituary import Obituary
 from queuedtask.worker.pace import PATIENCE, Pace
 from queuedtask.worker.pool import Pool
+from queuedtask.worker.presence import Presence, Report
+from queuedtask.worker.rescue import Rescuer
+from queuedtask.worker.settling import Settlements, Settling, log_lines
+from queuedtask.worker.slots import Slots
+from queuedtask.worker.sql import TaskConnections
 from queuedtask.worker.waker import Waker
 
 logger = logging.getLogger("queuedtask.worker")
@@ -48,66 +53,69 @@ INTERRUPT_GRACE: Final = 1.0
 NEVER: Final = float("inf")
 
 
-class _Settling(NamedTuple):
-    """What becomes of a task, on its way into the database; kept until it is there."""
-
-    task: Task
-    decision: Decision
-    attempt: Attempt | None = None
-    """None for a task that was handed back before a slot took it."""
-    context: str | None = None
-    lines: Sequence[Line] = ()
-
-    @classmethod
-    def of(cls, attempt: Attempt, decision: Decision) -> "_Settling":
-        """Take the last changes of an attempt's context and log along."""
-        return cls(
-            attempt.task,
-            decision,
-            attempt,
-            attempt.context.take_changes(also_deferred=True),
-            attempt.log.take() if attempt.log else (),
-        )
-
-    def ending(self) -> Ending:
-        """Return what goes into the row."""
-        return Ending(self.task, self.decision, self.attempt.seconds() if self.attempt else None, self.context)
-
-
 class Manager:
-    """Runs one worker: construct, :meth:`start`, :meth:`run`. :meth:`stop` may be called from anywhere."""
+    """Runs one worker: construct, :meth:`start`, :meth:`run`. :meth:`stop` may be called from anywhere.
 
-    def __init__(self, queue: Queue, *, burst: bool = False, supervisor_pid: int | None = None) -> None:
+    ``board`` is shared with a supervisor, if there is one; ``on_replacement_wanted`` is called once with the reason
+    when this process should be replaced by a new one, and claims nothing more then: without a supervisor it ends.
+    ``on_buried`` is called with the id of each worker whose obituary has been dealt with.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        burst: bool = False,
+        supervisor_pid: int | None = None,
+        board: Board | None = None,
+        application: str | None = None,
+        max_tasks: int | None = None,
+        on_replacement_wanted: Callable[[str], None] | None = None,
+        on_buried: Callable[[int], None] = lambda worker: None,
+    ) -> None:
         self._config = queue.config
         self._burst = burst
-        self._supervisor_pid = supervisor_pid
+        self._on_replacement_wanted = on_replacement_wanted or (lambda reason: self.stop(NEVER))
         self._waker = Waker()
+        self._board = board or Board()
         self._link = Link(queue.database, queue.config, on_return=self._take_stock)
-        self._resolve = Resolver(lambda: self._config.function_aliases)
-        self._pool = Pool(
-            self._execute,
-            on_end=self._ended,
+        self._presence = Presence(self._config, self._board, supervisor_pid=supervisor_pid, describe=self._describe)
+        self._isolation = Isolation(queue, application)
+        self._ladder = Ladder(self._config, note_kill_at=self._note)
+        self._slots = Slots(
+            self._config,
+            self._board,
+            self._presence.lease,
+            self._ladder,
+            self._isolation,
+            TaskConnections(queue.database),
+            note=self._note,
+            wake_by=self._wake_by,
             wake_manager=self._flush_wanted,
+        )
+        self._pool: Pool = Pool(
+            self._board,
+            self._slots.begin,
+            self._slots.run,
+            on_end=self._ended,
             idle_timeout=lambda: self._config.worker_idle_timeout,
         )
         self._pace = Pace()
-        self.id = 0
-        """The worker's row and owner token, once it has started."""
-        self.refused = 0
-        """How many endings came too late: their rows were no longer this worker's."""
-        self._outstanding: dict[str, Task] = {}
-        self._settling: list[_Settling] = []
+        self._settlements = Settlements(self._config)
+        self._rescuer = Rescuer(self._config, on_buried=on_buried)
+        # By id and attempt: a task that was taken from us may come back while its old attempt still runs.
+        self._outstanding: dict[tuple[str, int], Task] = {}
+        self._claims_left = NEVER if max_tasks is None else max_tasks
+        self._is_closing = False
+        self._is_lapsed = False
         self._is_hungry = True
         self._low_water = 0
         self._wakes_at = 0.0
         self._is_flush_wanted = False
         # When each duty is due, on the monotonic clock.
-        self._settle_at = NEVER
         self._poll_at = 0.0
         self._release_at = 0.0
         self._progress_at = NEVER
-        self._heartbeat_at = 0.0
-        self._reported_active = 0
         # A shutdown: asked for, then interrupting what still runs, then leaving it.
         self._stop_by: float | None = None
         self._leave_at: float | None = None
@@ -119,15 +127,7 @@ class Manager:
         self._link.open()
         cursor = self._link.cursor
         migrate.require_usable(cursor)
-        self.id = store.register_worker(
-            cursor,
-            server_name=socket.gethostname(),
-            slots=self._config.max_workers,
-            pid=os.getpid(),
-            supervisor_pid=self._supervisor_pid,
-            version=__version__,
-        )
-        self._heartbeat_at = time.monotonic() + self._config.heartbeat_interval
+        self._presence.register(cursor)
         logger.info("worker %s started with %s slots", self.id, self._config.max_workers)
 
     def run(self) -> None:
@@ -140,6 +140,7 @@ class Manager:
                     self._turn()
                 self._retire()
             finally:
+                self._isolation.close()
                 self._link.close()
 
     def stop(self, timeout: float | None = None) -> None:
@@ -148,37 +149,36 @@ class Manager:
         Safe in a signal handler and from any thread. A later call can only shorten the time.
         """
         timeout = self._config.shutdown_timeout if timeout is None else timeout
-        self._stop_by = min(self._stop_by or NEVER, time.monotonic() + timeout)
+        self._stop_by = min(NEVER if self._stop_by is None else self._stop_by, time.monotonic() + timeout)
         self._waker.wake()
 
-    @property
-    def wakeup_fd(self) -> int:
-        """Return the descriptor for ``signal.set_wakeup_fd``."""
-        return self._waker.writer
+    def bury(self, obituary: Obituary) -> None:
+        """Take back the tasks of a process that has died, as soon as the database is there. Safe from any thread."""
+        self._rescuer.add(obituary)
+        self._waker.wake()
 
     @property
     def is_abandoning(self) -> bool:
         """Tell whether threads are still running tasks that were handed back: the process must exit hard."""
-        return bool(self._pool.running)
+        return bool(self._pool.running or self._pool.stuck)
+
+    @property
+    def id(self) -> int:
+        """The worker's row and owner token, once it has started."""
+        return self._presence.id
+
+    @property
+    def refused(self) -> int:
+        """How many writes came too late: their rows were no longer this worker's."""
+        return self._settlements.refused
 
     # ------------------------------------------------------------------------------------------- in the slots' threads
 
-    def _execute(self, attempt: Attempt) -> Decision:
-        try:
-            ended = execute(attempt, self._resolve, default_timeout=self._config.task_timeout, on_begin=self._began)
-        except BaseException as error:
-            # A fault of ours, or no memory left: the slot survives, and the attempt still ends.
-            logger.exception("task %s could not be run", attempt.task.id)
-            ended = Outcome(outcome.RAISED, error_type=type(error).__qualname__, error_message="the worker failed")
-        if ended.kind == outcome.RETURNED:
-            return decide(attempt.task, ended, max_retries=0)
-        task, declared = attempt.task, attempt.options.max_retries
-        if task.max_retries is None and declared is not None:
-            task = task._replace(max_retries=declared)
-        return decide(task, ended, max_retries=self._config.max_retries, jitter=random.uniform(-1.0, 1.0))
+    def _note(self, attempt: Attempt) -> None:
+        self._pool.note(attempt, kill_at=self._ladder.kill_at(attempt))
 
-    def _began(self, attempt: Attempt) -> None:
-        if attempt.deadline is not None and attempt.deadline < self._wakes_at:
+    def _wake_by(self, time_: float) -> None:
+        if time_ < self._wakes_at:
             self._waker.wake()
 
     def _ended(self, waiting: int) -> None:
@@ -193,10 +193,13 @@ class Manager:
     # -------------------------------------------------------------------------------------------------------- the loop
 
     def _turn(self) -> None:
+        self._board.turned_at = time.monotonic()
         self._take_ended()
-        self._interrupt_overdue()
+        self._climb()
+        self._mind_the_lease()
         self._shut_down_further()
         self._hand_back_what_waits_too_long()
+        self._close_when_spent()
         self._pool.resize(self._config.max_workers)
         if self._link.restore():
             try:
@@ -205,19 +208,29 @@ class Manager:
                 if not is_transient(error):
                     raise
                 self._link.lost(error)
+                self._rescuer.forget()
 
     def _converse(self) -> None:
+        if self._presence.lease.is_lapsed:
+            self._presence.beat(self._link.cursor)
+        if self._rescuer.is_busy:
+            self._bury()
         wanted = self._appetite()
         now = time.monotonic()
-        if wanted or now >= self._settle_at or (self._settling and self._pool.waiting <= self._low_water):
+        settlements = self._settlements
+        is_quiet = self._pool.waiting <= self._low_water
+        if wanted or now >= settlements.due_at or (settlements.pending and is_quiet):
             self._settle_and_claim(wanted)
             now = time.monotonic()
         if now >= self._progress_at or self._is_flush_wanted:
             self._write_progress()
         if now >= self._release_at and self._stop_by is None:
             self._release_due()
-        if now >= self._heartbeat_at:
-            self._heartbeat()
+        if now >= self._presence.due_at:
+            self._presence.beat_if_due(self._link.cursor)
+            self._isolation.close_idle()
+        if now >= self._rescuer.look_at and self._stop_by is None:
+            self._rescuer.look(self._link.cursor, self.id)
 
     def _wait(self) -> None:
         now = time.monotonic()
@@ -228,6 +241,7 @@ class Manager:
             poll.register(listening, select.POLLIN)
         # Notifications may have come with the reply to another statement, and stand in the connection already.
         if not self._link.heard():
+            self._link.rest()
             if wakes_at > now:
                 poll.poll(min(wakes_at - now, 3600.0) * 1000)
             heard = self._link.heard()
@@ -246,14 +260,14 @@ class Manager:
         if not self._link.is_up:
             duties = [self._link.retry_at]
         else:
-            duties = [self._poll_at, self._heartbeat_at, self._progress_at, self._link.retry_at]
+            duties = [self._poll_at, self._presence.due_at, self._progress_at, self._link.retry_at]
             if self._stop_by is None:
-                duties.append(self._release_at)
-            if self._settling or self._pool.has_ended:
-                duties.append(min(self._settle_at, time.monotonic() + LINGER))
-            if self._appetite():
+                duties += [self._release_at, self._rescuer.look_at]
+            if self._settlements.pending or self._pool.has_ended:
+                duties.append(min(self._settlements.due_at, time.monotonic() + LINGER))
+            if self._appetite() or self._rescuer.is_busy:
                 duties.append(0.0)
-        duties += [a.deadline for a in self._running() if a.deadline is not None and not a.should_abort]
+        duties.append(self._ladder.next_step(self._running()))
         if self._pool.waiting:
             duties.append(time.monotonic() + PATIENCE)
         if self._stop_by is not None:
@@ -265,15 +279,16 @@ class Manager:
         return self._config.fallback_polling_interval if self._link.is_listening else self._config.polling_interval
 
     def _running(self) -> Sequence[Attempt]:
-        return list(self._pool.running.values())
+        return list(self._pool.running)
 
     def _is_finished(self) -> bool:
         if self._stop_by is None and not self._burst:
             return False
+        left = len(self._outstanding) + len(self._settlements.pending) + self._rescuer.is_busy
         if self._leave_at is not None and time.monotonic() >= self._leave_at and not self._link.is_up:
-            logger.error("%s tasks could not be settled: no database", len(self._outstanding) + len(self._settling))
+            logger.error("%s tasks could not be settled: no database", left)
             return True
-        if self._outstanding or self._settling:
+        if left:
             return False
         return self._stop_by is not None or not self._is_hungry
 
@@ -286,109 +301,109 @@ class Manager:
         spans = [end.at - end.attempt.began for end in ended if end.attempt.began is not None]
         if spans:
             self._pace.observe(sum(spans) / len(spans), len(spans))
+        due_at = time.monotonic() + LINGER
         for attempt, decision, _ in ended:
             # Without an entry it was handed back at a shutdown and ended after all.
-            if self._outstanding.pop(attempt.task.id, None) is not None:
-                self._settling.append(_Settling.of(attempt, decision))
-        self._settle_at = min(self._settle_at, time.monotonic() + LINGER)
+            if self._outstanding.pop(attempt.task.key, None) is not None:
+                self._settlements.add(Settling.of(attempt, decision), due_at=due_at)
 
     def _hand_back(self, tasks: Sequence[Task]) -> None:
-        running = {attempt.task.id: attempt for attempt in self._running()}
+        running = {attempt.task.key: attempt for attempt in self._running()}
         for task in tasks:
-            self._outstanding.pop(task.id, None)
-            decision = decide(task, Outcome(outcome.INTERRUPTED), max_retries=0)
-            attempt = running.get(task.id)
-            self._settling.append(_Settling.of(attempt, decision) if attempt else _Settling(task, decision))
-            self._settle_at = 0.0
+            self._outstanding.pop(task.key, None)
+            decision = Decision(states.HAND_BACK, Outcome(outcome.INTERRUPTED))
+            attempt = running.get(task.key)
+            settling = Settling.of(attempt, decision) if attempt else Settling(task, decision)
+            self._settlements.add(settling, due_at=0.0)
+
+    # ---------------------------------------------------------------------------------- attempts that should have ended
+
+    def _climb(self) -> None:
+        """Take the steps that are due against what outlives its timeout; settle what is given up, with its stack."""
+        for attempt in self._ladder.climb(self._running()):
+            if attempt.process is not None:
+                # Its slot only waits for it, and will see what has become of it.
+                attempt.process.kill()
+                continue
+            stack = stack_of(attempt)
+            if not self._pool.give_up(attempt):
+                continue
+            logger.error(
+                "task %s: attempt %s did not end within %g s after it was told to; it is given up and its slot replaced",
+                *(attempt.task.id, attempt.task.attempt, self._config.timeout_grace),
+            )
+            is_ours = self._outstanding.pop(attempt.task.key, None) is not None and not attempt.is_disowned
+            if is_ours:
+                ended = timed_out(attempt, stack, " and did not end; its slot was replaced")
+                settling = Settling.of(attempt, self._slots.judge(attempt, ended), stack_line(stack))
+                self._settlements.add(settling, due_at=0.0)
+        if len(self._pool.stuck) >= (self._config.max_stuck_slots or self._config.max_workers):
+            self._close(f"{len(self._pool.stuck)} stuck slots")
+
+    def _close(self, reason: str) -> None:
+        """Claim nothing more and ask for a successor."""
+        if not self._is_closing:
+            self._is_closing = True
+            logger.warning("worker %s claims nothing more and is to be replaced: %s", self.id, reason)
+            self._hand_back(self._pool.withdraw())
+            self._on_replacement_wanted(reason)
+
+    def _close_when_spent(self) -> None:
+        if self._claims_left <= 0:
+            self._close("it has had its number of tasks")
+
+    def _mind_the_lease(self) -> None:
+        """While others may take this worker for dead: begin nothing, and tell what runs to come to an end."""
+        was_lapsed, self._is_lapsed = self._is_lapsed, self._presence.lease.is_lapsed
+        if self._is_lapsed and not was_lapsed:
+            logger.warning("worker %s could not renew its lease in time: it claims nothing until it has", self.id)
+            self._hand_back(self._pool.withdraw())
+            for attempt in self._running():
+                attempt.ask_to_abort()
+        elif was_lapsed and not self._is_lapsed:
+            # Find out which attempts are still ours: their next write is accepted or refused.
+            for attempt in self._running():
+                attempt.is_start_unwritten = True
+            self._progress_at = 0.0
 
     # ------------------------------------------------------------------------------------------------ settle and claim
 
     def _appetite(self) -> int:
-        if not self._is_hungry or self._stop_by is not None:
+        if not self._is_hungry or self._stop_by is not None or self._is_closing or self._presence.lease.is_lapsed:
             return 0
-        return self._pace.appetite(self._config.max_workers, len(self._outstanding))
+        wanted = self._pace.appetite(self._config.max_workers, len(self._outstanding))
+        return int(min(wanted, self._claims_left))
 
     def _settle_and_claim(self, wanted: int) -> None:
-        settling, claimed = self._settling, list[Task]()
-        refused: list[_Settling] = []
+        settlements, claimed = self._settlements, list[Task]()
+        pending = settlements.pending
+        refused: list[Settling] = []
         try:
             # A single statement commits by itself, which saves two round trips where they count: when it is quiet.
-            is_single = not settling or (len(settling) == 1 and not wanted and self._is_plain(settling[0]))
+            is_single = not pending or (len(pending) == 1 and not wanted and pending[0].is_plain)
             with nullcontext(self._link.cursor) if is_single else self._link.transaction() as cursor:
-                if settling:
-                    refused = self._settle(cursor, settling)
+                if pending:
+                    refused = settlements.write(cursor, worker=self.id)
                 if wanted:
                     claimed = store.claim(cursor, worker=self.id, limit=wanted)
         except psycopg2.Error as error:
-            if is_transient(error) or not settling:
+            if is_transient(error) or not pending:
                 raise
-            self._settle_one_by_one()
+            settlements.write_one_by_one(self._link, worker=self.id, on_written=self._plan_releases)
             return
-        self._settled(settling, refused)
-        self._settling, self._settle_at = [], NEVER
+        self._plan_releases(settlements.written(refused))
         if wanted:
             self._is_hungry = len(claimed) == wanted
             self._start(claimed)
 
-    @staticmethod
-    def _is_plain(settling: _Settling) -> bool:
-        return not settling.lines and not settling.decision.is_failed_attempt
-
-    def _settle(self, cursor: Cursor, settling: Sequence[_Settling]) -> list[_Settling]:
-        """Write endings and their log lines; return those that were refused."""
-        accepted = store.settle(cursor, [s.ending() for s in settling], worker=self.id)
-        lines = [line for s in settling if s.lines for line in _log_lines(s.task, s.lines)]
-        if lines:
-            store.add_logs(cursor, lines)
-        if any(s.decision.edge.target == states.ENQUEUED for s in settling) and self._config.use_postgresql_notify:
-            store.notify(cursor, self._config.notify_channel)
-        return [s for s in settling if s.task.id not in accepted]
-
-    def _settled(self, settling: Sequence[_Settling], refused: Sequence[_Settling]) -> None:
-        now = time.monotonic()
-        for s in settling:
-            if s.attempt is not None:
-                s.attempt.context.confirm()
-            if s.decision.edge.target == states.WAITING:
-                self._release_at = min(self._release_at, now + s.decision.delay)
-        for s in refused:
-            self.refused += 1
-            logger.warning(
-                "task %s: attempt %s ended as %s, but the row was no longer this worker's; nothing was written",
-                s.task.id,
-                s.task.attempt,
-                s.decision.edge.target,
-            )
-        if logger.isEnabledFor(logging.DEBUG):
-            for s in settling:
-                logger.debug("%s %s: %s", s.task.name, s.task.id, s.decision.edge.target)
-
-    def _settle_one_by_one(self) -> None:
-        """Find the ending that the database does not take, and let that attempt fail instead of all of them."""
-        while self._settling:
-            settling = self._settling[0]
-            try:
-                with self._link.transaction() as cursor:
-                    refused = self._settle(cursor, [settling])
-            except psycopg2.Error as error:
-                if is_transient(error):
-                    raise
-                if settling.decision.outcome.error_type == "NotStorable":
-                    raise
-                logger.exception("task %s: how it ended could not be stored", settling.task.id)
-                failed = Outcome(
-                    outcome.RAISED,
-                    error_type="NotStorable",
-                    error_message=f"the database refused how the attempt ended: {type(error).__name__}",
-                )
-                task = settling.task._replace(max_retries=0)
-                self._settling[0] = _Settling(settling.task, decide(task, failed, max_retries=0), settling.attempt)
-                continue
-            self._settled([settling], refused)
-            self._settling.pop(0)
+    def _plan_releases(self, decisions: Sequence[Decision]) -> None:
+        for decision in decisions:
+            if decision.edge.target == states.WAITING:
+                self._release_at = min(self._release_at, time.monotonic() + decision.delay)
 
     def _start(self, claimed: Sequence[Task]) -> None:
-        self._outstanding.update((task.id, task) for task in claimed)
+        self._outstanding.update((task.key, task) for task in claimed)
+        self._claims_left -= len(claimed)
         if logger.isEnabledFor(logging.DEBUG):
             for task in claimed:
                 logger.debug("%s %s: claimed", task.name, task.id)
@@ -412,34 +427,46 @@ class Manager:
 
     def _write_progress(self) -> None:
         """Write what running attempts have set, logged and begun since the last time."""
-        running = [attempt for attempt in self._running() if attempt.began is not None]
+        running = [a for a in self._running() if a.began is not None and not a.is_disowned]
         taken = [
             (attempt, attempt.context.take_changes(also_deferred=False), attempt.log.take()) for attempt in running
         ]
         # The start is written once; a task's row shows it half a second later at the latest.
         due = [(a, context) for a, context, _ in taken if context is not None or a.is_start_unwritten]
-        lines = [line for attempt, _, logged in taken for line in _log_lines(attempt.task, logged)]
+        lines = [line for attempt, _, logged in taken for line in log_lines(attempt.task, logged)]
+        accepted: set[tuple[str, int]] = set()
         try:
             if due or lines:
                 with self._link.transaction() as cursor:
                     if due:
                         rows = [Progress(a.task, a.seconds() or 0.0, context) for a, context in due]
-                        store.write_progress(cursor, rows, worker=self.id)
+                        accepted = store.write_progress(cursor, rows, worker=self.id)
                     if lines:
-                        store.add_logs(cursor, lines)
+                        store.add_logs(cursor, lines, worker=self.id)
         except BaseException:
             for attempt, context, logged in taken:
                 attempt.log.put_back(logged)
                 if context is not None:
                     attempt.context.put_back()
             raise
+        for attempt, _ in due:
+            if attempt.task.key not in accepted and attempt in self._pool.running:
+                self._disown(attempt)
         for attempt, _, _ in taken:
             attempt.is_start_unwritten = False
             attempt.context.confirm()
+            if attempt.start_written is not None:
+                attempt.start_written.set()
         self._is_flush_wanted = False
         self._progress_at = time.monotonic() + PROGRESS_INTERVAL if self._outstanding else NEVER
-        if len(self._pool.running) != self._reported_active:
-            self._heartbeat()
+        self._presence.beat_if_changed(self._link.cursor)
+
+    def _disown(self, attempt: Attempt) -> None:
+        """Tell an attempt that is no longer ours to end: somebody else has rescued, cleared or deleted its task."""
+        if not attempt.is_disowned:
+            attempt.is_disowned = True
+            self._settlements.refuse(attempt.task, "is still running")
+            attempt.interrupt(Interrupted)
 
     def _release_due(self) -> None:
         cursor = self._link.cursor
@@ -456,28 +483,23 @@ class Manager:
             self._polling_interval, NEVER if seconds is None else max(RELEASE_INTERVAL, seconds)
         )
 
-    def _heartbeat(self) -> None:
-        active = len(self._pool.running)
-        if not store.heartbeat(self._link.cursor, worker=self.id, slots=self._config.max_workers, active=active):
-            logger.warning("the row of worker %s is gone from queued_task_workers", self.id)
-        self._reported_active = active
-        self._heartbeat_at = time.monotonic() + self._config.heartbeat_interval
+    def _describe(self) -> Report:
+        stuck = [(a.task.id, a.task.name, a.task.attempt, since) for a, since in list(self._pool.stuck.items())]
+        return Report(self._config.max_workers, len(self._pool.running), tuple(stuck), self.refused)
 
     def _take_stock(self, cursor: Cursor) -> None:
         """After a reconnection: give back what a claim may have taken without our hearing of it."""
-        known = [*self._outstanding, *(s.task.id for s in self._settling)]
+        known = [*(task_id for task_id, _ in self._outstanding), *(s.task.id for s in self._settlements.pending)]
         if disowned := store.disown(cursor, worker=self.id, known=known):
             logger.warning("%s tasks that were claimed while the connection broke were given back", disowned)
         self._is_hungry = True
 
-    # ---------------------------------------------------------------------------------------------------- interrupting
+    def _bury(self) -> None:
+        """Take back a batch of a dead worker's tasks."""
+        self._plan_releases(self._rescuer.take_back(self._link))
+        self._is_hungry = True
 
-    def _interrupt_overdue(self) -> None:
-        now = time.monotonic()
-        for attempt in self._running():
-            if attempt.deadline is not None and now >= attempt.deadline and not attempt.should_abort:
-                logger.debug("%s %s: timed out", attempt.task.name, attempt.task.id)
-                attempt.interrupt(TaskTimeout)
+    # -------------------------------------------------------------------------------------------------------- shutdown
 
     def _shut_down_further(self) -> None:
         """Take the next step of a shutdown: give back what waits, interrupt what runs, leave what does not end."""
@@ -495,13 +517,11 @@ class Manager:
     def _retire(self) -> None:
         if self._link.is_up:
             try:
-                store.retire_worker(self._link.cursor, worker=self.id)
+                self._presence.retire(self._link.cursor)
             except psycopg2.Error as error:
                 # All tasks are settled; only the row goes on saying that this worker runs.
                 self._link.lost(error)
+        if handed_back := self._settlements.handed_back:
+            shown = ", ".join(handed_back[:10]) + (" …" if len(handed_back) > 10 else "")
+            logger.warning("worker %s handed back %s unfinished tasks: %s", self.id, len(handed_back), shown)
         logger.info("worker %s ended", self.id)
-
-
-def _log_lines(task: Task, lines: Sequence[Line]) -> list[LogLine]:
-    now = time.monotonic()
-    return [LogLine(task.id, task.attempt, line.type, line.name, line.message, now - line.at) for line in lines]

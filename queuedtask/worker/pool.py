@@ -1,7 +1,7 @@
 """The slots: threads that take tasks from an inbox, run one attempt of each and put down what becomes of it.
 
 A slot owns nothing and never touches the manager's connections. It is started when there is work for it and ends when
-it has had none for a while.
+it has had none for a while. A thread that does not come back can be given up: its slot gets another one.
 """
 
 import logging
@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from queuedtask.model.outcome import Decision
 from queuedtask.model.task import Task
-from queuedtask.run.attempt import Attempt
+from queuedtask.run.attempt import Attempt, ThreadNumbers
+from queuedtask.worker.board import Board
 
 logger = logging.getLogger("queuedtask.pool")
 
@@ -32,30 +33,34 @@ class Pool:
     """At most ``size`` threads, the inbox before them and the endings behind them.
 
     The manager submits, withdraws and takes what ended; the slots do the rest, and as much of it as they can, because
-    they run while the manager waits for the database. ``on_end`` is called in a slot's thread after each attempt, with
-    the number of tasks that still wait in the inbox; ``wake_manager`` is what an attempt calls when its task waits for
-    the manager.
+    they run while the manager waits for the database. ``begin`` makes the attempt and writes it on the board; ``run``
+    runs it; ``on_end`` is called in the slot's thread after it, with the number of tasks that still wait in the inbox.
     """
 
     def __init__(
         self,
+        board: Board,
+        begin: Callable[[Task, int, ThreadNumbers], Attempt],
         run: Callable[[Attempt], Decision],
         *,
         on_end: Callable[[int], None],
-        wake_manager: Callable[[], None],
         idle_timeout: Callable[[], float],
     ) -> None:
+        self._board = board
+        self._begin = begin
         self._run = run
         self._on_end = on_end
-        self._wake_manager = wake_manager
         self._idle_timeout = idle_timeout
         self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._ended: deque[Ended] = deque()
         self._lock = threading.Lock()
         self._threads: dict[int, threading.Thread] = {}
         self._size = 0
-        self.running: dict[int, Attempt] = {}
-        """What each busy slot runs, by its number."""
+        self.running: dict[Attempt, int] = {}
+        """What each busy slot runs. Whoever takes an attempt out decides what becomes of it: its thread, or who gives
+        it up."""
+        self.stuck: dict[Attempt, float] = {}
+        """Attempts that were given up and whose threads are still alive, and since when."""
 
     @property
     def waiting(self) -> int:
@@ -107,6 +112,35 @@ class Pool:
         """Tell whether there is anything to take."""
         return bool(self._ended)
 
+    def give_up(self, attempt: Attempt) -> bool:
+        """Take the slot from an attempt that does not end, and give it another thread; False if it has just ended."""
+        with self._lock:
+            slot = self.running.pop(attempt, None)
+            if slot is None:
+                return False
+            self.stuck[attempt] = time.monotonic()
+            attempt.give_up()
+            self._board.clear(slot)
+            del self._threads[slot]
+            if self._inbox.qsize() and len(self._threads) < self._size:
+                self._start_thread()
+        return True
+
+    def note(self, attempt: Attempt, *, kill_at: float) -> None:
+        """Write on the board what has changed about an attempt, unless it has ended or was given up meanwhile."""
+        with self._lock:
+            if (slot := self.running.get(attempt)) is not None:
+                self._board.write(
+                    slot,
+                    attempt.task.id,
+                    attempt.task.attempt,
+                    thread=attempt.thread.native,
+                    process=0 if attempt.process is None else attempt.process.pid,
+                    max_retries=attempt.options.max_retries,
+                    began_at=attempt.began or 0.0,
+                    kill_at=kill_at,
+                )
+
     def _start_thread(self) -> None:
         number = next(n for n in range(1, self._size + 1) if n not in self._threads)
         # A daemon, because a thread that cannot be interrupted must not keep the process from ending.
@@ -115,6 +149,7 @@ class Pool:
         thread.start()
 
     def _work(self, number: int) -> None:
+        thread = ThreadNumbers.of_this_one()
         while True:
             try:
                 task = self._inbox.get(timeout=self._idle_timeout())
@@ -124,9 +159,22 @@ class Pool:
                 if self._retires(number):
                     return
                 continue
-            attempt = self.running[number] = Attempt(task, self._wake_manager)
+            attempt = self._begin(task, number, thread)
+            self.running[attempt] = number
             decision = self._run(attempt)
-            del self.running[number]
+            with self._lock:
+                # So that nobody writes on the board about this attempt when the next one stands there.
+                is_given_up = self.running.pop(attempt, None) is None
+                if not is_given_up:
+                    self._board.clear(number)
+            if is_given_up:
+                since = self.stuck.pop(attempt)
+                logger.warning(
+                    "task %s: attempt %s, which was given up, has ended after %.1f s more",
+                    *(task.id, task.attempt, time.monotonic() - since),
+                )
+                self._on_end(0)
+                return
             self._ended.append(Ended(attempt, decision, time.monotonic()))
             # A slot that waits for work keeps nothing of the last task alive.
             del task, attempt, decision

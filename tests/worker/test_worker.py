@@ -2,71 +2,22 @@
 
 import logging
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from helpers import execute, raw_connection, wait_until
-from queuedtask import Queue, TaskRef
+from queuedtask import Queue
 from queuedtask.db import store
 from queuedtask.worker.manager import Manager
 
 sys.path.insert(0, str(Path(__file__).parent))
 import worker_jobs as jobs
+from inside import attempts, ended, fresh_event, working
 
-FINAL = ("done", "failed", "cancelled", "stopped")
-Workers = Callable[..., AbstractContextManager[Manager]]
-
-
-@contextmanager
-def working(queue: Queue, **settings: object) -> Iterator[Manager]:
-    """Run a worker in a thread beside the block; what the thread raises is raised at the block's end."""
-    for name, value in {"max_workers": 4, "fallback_polling_interval": 3600.0, **settings}.items():
-        setattr(queue.config, name, value)
-    manager = Manager(queue)
-    manager.start()
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            manager.run()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="manager")
-    thread.start()
-    try:
-        yield manager
-    finally:
-        jobs.released.set()
-        manager.stop(5)
-        thread.join(30)
-        assert not thread.is_alive()
-        assert not raised, raised
-
-
-@pytest.fixture(autouse=True)
-def fresh_event() -> None:
-    jobs.released.clear()
-
-
-def ended(ref: TaskRef, state: str = "done", timeout: float = 10.0) -> TaskRef:
-    wait_until(lambda: ref.state in FINAL, timeout, message=f"{ref} ends")
-    assert ref.state == state, ref.error
-    return ref
-
-
-def attempts(queue: Queue, ref: TaskRef) -> list[tuple[object, ...]]:
-    assert queue.config.database_url
-    return execute(
-        queue.config.database_url,
-        "SELECT attempt, outcome, error_type FROM queued_task_attempts WHERE queued_task_id = %s ORDER BY id",
-        (ref.id,),
-    )
+__all__ = ["fresh_event"]  # a fixture
 
 
 def test_functions_and_coroutines_run_and_their_results_are_stored(queue: Queue) -> None:

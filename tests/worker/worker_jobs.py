@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -118,3 +119,92 @@ def odd_result() -> Any:
 
 def token() -> list[object]:
     return [current_task().id, current_task().attempt]
+
+
+def wait_for_abort() -> str:
+    while not current_task().should_abort():
+        time.sleep(0.01)
+    return "told to abort"
+
+
+def set_until_interrupted() -> None:
+    count = 0
+    while True:
+        count += 1
+        set_context("count", count)
+        time.sleep(0.01)
+
+
+def ends_about(seconds: float) -> str:
+    """End about so many seconds after its beginning, in Python code."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+    return "ended"
+
+
+def insert(table: str, value: int, *, fail: bool = False, swallow_for: float = 0.0) -> None:
+    with current_task().connection() as connection:
+        connection.exec_driver_sql(f"INSERT INTO {table} VALUES ({value})")
+        try:
+            time.sleep(swallow_for)
+        except BaseException:
+            pass
+        if fail:
+            raise ValueError("after the insert")
+
+
+def tell_backend_and_select() -> None:
+    with current_task().connection() as connection:
+        set_context("backend", connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+        connection.exec_driver_sql("SELECT pg_sleep(60)")
+
+
+def raise_when_told() -> None:
+    while not current_task().should_abort():
+        time.sleep(0.01)
+    raise ValueError("told to abort")
+
+
+def set_after_a_while_and_sleep(before: float, after: float) -> None:
+    time.sleep(before)
+    set_context("set", True)
+    time.sleep(after)
+
+
+def shielded_select(seconds: float) -> str:
+    with current_task().connection() as connection:
+        with current_task().shield():
+            slept = connection.exec_driver_sql(f"SELECT pg_sleep({seconds})::text || 'slept'").scalar_one()
+            set_context("shielded", slept)
+        while True:
+            pass
+
+
+def tell(steps: int) -> dict[str, object]:
+    """Set context, flush, log and return: all that a process of its own has to pass on."""
+    for n in range(steps):
+        set_context("step", n)
+        logging.getLogger("shop").info("step %s", n)
+    flush_context()
+    set_context("flushed", True, auto_commit=False)
+    return {"process": os.getpid(), "attempt": current_task().attempt}
+
+
+def tell_and_die() -> None:
+    set_context("before", "death")
+    flush_context()
+    os.kill(os.getpid(), 9)
+
+
+def sleep_and_tell(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def sleep_for_long() -> None:
+    time.sleep(60)
+
+
+async def sleep_async_for_long() -> None:
+    await asyncio.sleep(60)
