@@ -25,9 +25,16 @@ _COLOURS = {
     "cancelled": "magenta",
     "stopped": "magenta",
 }
+_ALARM = "red"
 REDACTED = "***"
 LEAST_WIDTH = 30
 """Characters of a table's last column that are worth showing."""
+
+
+class Alarm(str):
+    """A text about what is amiss: in red where there are colours, so it must say so by itself as well."""
+
+    __slots__ = ()
 
 
 def is_terminal() -> bool:
@@ -150,13 +157,12 @@ def print_table(
     right: Iterable[str] = (),
     dispensable: Iterable[str] = (),
 ) -> None:
-    """Print a table; ``right`` are columns of numbers.
+    """Print a table; ``right`` are columns of numbers, cells that are an :class:`Alarm` stand out.
 
     A terminal that is too narrow gets it without the ``dispensable`` columns, as many of them as need be, the first
     ones first. The last column is cut to what is left, unless it has numbers.
     """
-    # In a table a text has one line.
-    texts = [[clean("" if cell is None else str(cell)).replace("\n", " ") for cell in row] for row in rows]
+    texts = [[_cell(cell) for cell in row] for row in rows]
     columns = {header: [row[index] for row in texts] for index, header in enumerate(headers)}
     if is_terminal():
         _draw_table(columns, set(right), list(dispensable))
@@ -164,6 +170,16 @@ def print_table(
     aligned = [_aligned(header, column, header in right) for header, column in columns.items()]
     for line in zip(*aligned, strict=True):
         print("  ".join(line).rstrip())
+
+
+def _cell(value: object) -> str:
+    # In a table a text has one line.
+    text = clean("" if value is None else str(value)).replace("\n", " ")
+    return Alarm(text) if isinstance(value, Alarm) else text
+
+
+def _style(text: str) -> str:
+    return _ALARM if isinstance(text, Alarm) else _COLOURS.get(text, "")
 
 
 def _aligned(header: str, column: Sequence[str], is_right: bool) -> list[str]:
@@ -182,14 +198,14 @@ def _draw_table(columns: dict[str, list[str]], right: set[str], dispensable: lis
         widths[last] = min(widths[last], LEAST_WIDTH)
     for header in dispensable:
         if sum(widths[kept] for kept in columns) > console().width:
-            del columns[header]
+            columns.pop(header, None)
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for header in columns:
         justify: Literal["left", "right"] = "right" if header in right else "left"
         width = None if header == last and last not in right else widths[header] - 2
         table.add_column(Text(header), no_wrap=True, overflow="ellipsis", justify=justify, min_width=width)
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
+        table.add_row(*(Text(text, style=_style(text)) for text in row))
     # What is still too wide is wrapped by the terminal: nothing of it is lost.
     drawing = console()
     drawing.width = max(drawing.width, sum(widths[kept] for kept in columns))
@@ -217,6 +233,7 @@ def print_heading(text: str) -> None:
     if is_terminal():
         from rich.text import Text
 
-        console().print(Text(f"\n{clean(text)}", "bold"))
+        style = f"bold {_ALARM}" if isinstance(text, Alarm) else "bold"
+        console().print(Text(f"\n{clean(text)}", style))
     else:
         print(f"\n{clean(text)}")

@@ -5,12 +5,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any, Final
 
 from queuedtask.cli import output
 from queuedtask.cli.apps import open_queue
 from queuedtask.db import migrate, reads, store
-from queuedtask.db.reads import AttemptRow, LogRow, TaskRow, WorkerRow
+from queuedtask.db.reads import AttemptRow, LogRow, RunningRow, TaskRow, WorkerRow
 from queuedtask.db.statement import Cursor
 from queuedtask.errors import TaskNotFound
 from queuedtask.model import codec, states
@@ -97,11 +98,11 @@ def stats(arguments: argparse.Namespace) -> None:
 
 
 def servers(arguments: argparse.Namespace) -> None:
-    """Show the worker processes and what they run."""
+    """Show the worker processes, those of one supervisor together, and what they run."""
     queue = open_queue(arguments)
     lease = queue.config.lease
     with reading(queue) as cursor:
-        workers = reads.list_workers(cursor)
+        workers = sorted(reads.list_workers(cursor), key=lambda worker: (*_supervisor(worker), worker.id))
         running = reads.running_tasks(cursor)
     by_worker = {worker.id: [task for task in running if task.claimed_by == worker.id] for worker in workers}
     if arguments.json:
@@ -110,36 +111,75 @@ def servers(arguments: argparse.Namespace) -> None:
     if not workers:
         output.print_line("no worker is running")
         return
-    rows = [
-        [
-            worker.id,
-            worker.server_name,
-            worker.pid,
-            worker.max_workers,
-            worker.active_workers,
-            worker.idle_workers,
-            f"{output.span(worker.silence)} ago" + ("" if worker.is_live(lease) else ", silent"),
-            output.moment(worker.date_started),
-            worker.version,
-        ]
-        for worker in workers
-    ]
-    numbers = ["id", "pid", "slots", "active", "idle"]
-    headers = ["id", "server", "pid", "slots", "active", "idle", "heartbeat", "started", "version"]
-    output.print_table(headers, rows, right=numbers)
-    if any(by_worker.values()):
+    _print_processes(workers, lease)
+    slots = [row for worker in workers for row in _slot_rows(worker, by_worker[worker.id])]
+    if slots:
         output.print_line()
-        tasks = [
-            [task.claimed_by, task.id, task.name, task.attempt, output.span(task.seconds)]
-            for worker in workers
-            for task in by_worker[worker.id]
-        ]
-        headers = ["worker", "running task", "name", "attempt", "for"]
-        output.print_table(headers, tasks, right=["worker", "attempt", "for"])
+        headers = ["worker", "running task", "name", "attempt", "for", "remark"]
+        _print_used_columns(headers, slots, right=["worker", "attempt", "for"], dispensable=["attempt"])
 
 
-def _server(worker: WorkerRow, lease: float, running: Sequence[reads.RunningRow]) -> dict[str, Any]:
-    return worker._asdict() | {"is_live": worker.is_live(lease), "running": [task._asdict() for task in running]}
+def _supervisor(worker: WorkerRow) -> tuple[str, int, int]:
+    """Return what the workers of one supervisor have in common, and no other has."""
+    alone = worker.id if worker.supervisor_pid is None else 0
+    return worker.server_name, worker.supervisor_pid or 0, alone
+
+
+def _print_processes(workers: Sequence[WorkerRow], lease: float) -> None:
+    rows = []
+    before = None
+    for worker in workers:
+        # What a process has in common with the one above it is said once.
+        is_next = before is not None and _supervisor(worker) == _supervisor(before)
+        before = worker
+        heartbeat = f"{output.span(worker.silence)} ago"
+        rows.append(
+            [
+                "" if is_next else worker.server_name,
+                "" if is_next else worker.supervisor_pid or "none",
+                worker.id,
+                worker.pid,
+                worker.max_workers,
+                worker.active_workers,
+                worker.idle_workers,
+                output.Alarm(len(worker.stuck)) if worker.stuck else None,
+                worker.refused or None,
+                heartbeat if worker.is_live(lease) else output.Alarm(f"{heartbeat}, silent"),
+                output.moment(worker.date_started),
+                worker.version,
+            ]
+        )
+    numbers = ["supervisor", "worker", "pid", "slots", "active", "idle", "stuck", "refused"]
+    headers = ["server", *numbers, "heartbeat", "started", "version"]
+    _print_used_columns(headers, rows, right=numbers, dispensable=["version", "started", "idle"])
+
+
+def _slot_rows(worker: WorkerRow, running: Sequence[RunningRow]) -> Iterator[Sequence[object]]:
+    for task in running:
+        remark = f"over its timeout of {output.span(task.timeout)}" if task.is_overdue else None
+        row = [worker.id, task.id, task.name, task.attempt, output.span(task.seconds), remark]
+        yield _alarming(row) if task.is_overdue else row
+    for slot in worker.stuck:
+        shown = [slot["task"], slot["name"], slot["attempt"], output.span(slot["seconds"])]
+        yield _alarming([worker.id, *shown, "stuck since it was given up"])
+
+
+def _alarming(row: Sequence[object]) -> list[output.Alarm]:
+    return [output.Alarm("" if cell is None else cell) for cell in row]
+
+
+def _print_used_columns(
+    headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str], dispensable: Sequence[str]
+) -> None:
+    """Print a table without the columns that say nothing about any row."""
+    used = [any(row[index] not in (None, "") for row in rows) for index in range(len(headers))]
+    kept = [list(compress(row, used)) for row in rows]
+    output.print_table(list(compress(headers, used)), kept, right=right, dispensable=dispensable)
+
+
+def _server(worker: WorkerRow, lease: float, running: Sequence[RunningRow]) -> dict[str, Any]:
+    shown = [task._asdict() | {"is_overdue": task.is_overdue} for task in running]
+    return worker._asdict() | {"is_live": worker.is_live(lease), "running": shown}
 
 
 # ---------------------------------------------------------------------------------------------------------------- tasks
@@ -225,8 +265,16 @@ def show(arguments: argparse.Namespace) -> None:
     with reading(queue) as cursor:
         task = _get(cursor, arguments.id)
         failed = reads.task_attempts(cursor, arguments.id)
+        workers = reads.list_workers(cursor)
+    # What was given up and has not ended yet: for how many seconds, by worker and attempt.
+    stuck = {
+        (worker.id, slot["attempt"]): float(slot["seconds"])
+        for worker in workers
+        for slot in worker.stuck
+        if slot["task"] == task.id
+    }
     if arguments.json:
-        attempts = [attempt._asdict() for attempt in failed]
+        attempts = [row._asdict() | {"stuck_seconds": stuck.get((row.worker or 0, row.attempt))} for row in failed]
         output.print_json(task_document(task, queue.config.redact) | {"attempts": attempts})
         return
     output.print_pairs(
@@ -249,7 +297,7 @@ def show(arguments: argparse.Namespace) -> None:
             "claimed": _times(task.attempt),
             "failures": task.failures,
             "retries allowed": "as configured" if task.max_retries is None else task.max_retries,
-            "lost": _times(task.lost_count) if task.lost_count else None,
+            "lost": _lost(task),
             "requeued": _times(task.requeues) if task.requeues else None,
             "timeout": None if task.timeout is None else output.span(task.timeout),
             "meta": _indented(task.meta),
@@ -261,15 +309,36 @@ def show(arguments: argparse.Namespace) -> None:
     if task.error_traceback and not failed:
         output.print_line(f"\n{task.error_traceback.rstrip()}")
     for attempt in failed:
-        _print_attempt(attempt)
+        _print_attempt(attempt, stuck.get((attempt.worker or 0, attempt.attempt)))
 
 
-def _print_attempt(attempt: AttemptRow) -> None:
-    when = output.moment(attempt.date_done)
-    by = "" if attempt.worker is None else f" on worker {attempt.worker}"
-    output.print_heading(f"attempt {attempt.attempt} {attempt.outcome.replace('_', ' ')} {when}{by}")
+def _lost(task: TaskRow) -> str | None:
+    if not task.lost_count:
+        return None
+    times = _times(task.lost_count)
+    return times if task.state in states.FINAL else f"{times}; it runs alone in a process"
+
+
+def _print_attempt(attempt: AttemptRow, stuck_for: float | None) -> None:
+    heading = f"attempt {attempt.attempt} {attempt.outcome.replace('_', ' ')} {output.moment(attempt.date_done)}"
+    if attempt.worker is not None:
+        heading += f" on worker {attempt.worker}"
+    if attempt.date_started is not None:
+        heading += f" after {output.span((attempt.date_done - attempt.date_started).total_seconds())}"
+    if stuck_for is not None:
+        heading = output.Alarm(f"{heading}, and stuck for {output.span(stuck_for)} since")
+    output.print_heading(heading)
     error = ": ".join(filter(None, (attempt.error_type, attempt.error_message)))
-    output.print_line((attempt.error_traceback or error).rstrip())
+    stack = (attempt.error_traceback or "").rstrip()
+    # The traceback of an exception ends with it; the stack of a thread or of a process says where, but not why.
+    if error and error not in stack:
+        output.print_line(error)
+    if attempt.exit_signal is not None:
+        memory = attempt.memory_bytes
+        had = "" if memory is None else f", {memory / 2**20:.1f} MiB of memory at most"
+        output.print_line(f"process: {attempt.exit_signal}{had}")
+    if stack:
+        output.print_line(stack)
 
 
 def _get(cursor: Cursor, task_id: str) -> TaskRow:
