@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
@@ -11,10 +12,11 @@ import pytest
 
 from helpers import execute, raw_connection, wait_until
 from queuedtask import Config, Queue, __all__
+from queuedtask.model import states
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-TESTED = {"shop.py", "retries.py", "idempotency.py", "progress.py", "queries.sql"}
+TESTED = {"shop.py", "retries.py", "idempotency.py", "progress.py", "shielded.py", "queries.sql"}
 
 
 @pytest.fixture
@@ -83,6 +85,26 @@ def test_progress(example: ModuleType, database_url: str) -> None:
     assert [line.message for line in ref.logs()] == ["at row 2000 of 3000"]
 
 
+@pytest.mark.parametrize("example", ["shielded"], indirect=True)
+def test_shielded(example: ModuleType, database_url: str, tmp_path: Path) -> None:
+    connection = raw_connection(database_url)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE orders (day text, cents int)")
+        cursor.execute("CREATE TABLE closed_days (day text PRIMARY KEY, cents int)")
+        cursor.execute("INSERT INTO orders VALUES ('2026-03-01', 500), ('2026-03-01', 250), ('2026-03-02', 1)")
+    connection.close()
+    ref = example.queue.add_task(example.close_day, str(tmp_path), "2026-03-01")
+    work(database_url)
+    assert ref.result == 750
+    ref.retry()
+    work(database_url)
+    assert (ref.result, ref.row().attempt) == (750, 2)
+    assert execute(database_url, "SELECT * FROM closed_days") == [("2026-03-01", 750)]
+    report = (tmp_path / "2026-03-01.txt").read_bytes()
+    assert report == b"2026-03-01: 7.50\n"
+    assert (tmp_path / "2026-03-01.sha256").read_text() == sha256(report).hexdigest()
+
+
 def test_queries(queue: Queue, database_url: str) -> None:
     queue.add_task("shop:send_receipt", 7)
     text = (EXAMPLES / "queries.sql").read_text()
@@ -139,6 +161,17 @@ def test_every_command_setting_and_public_name_is_documented() -> None:
     commands = build_parser().format_help()
     for command in ("worker", "status", "stats", "servers", "tasks", "show", "logs", "retry", "clear", "check"):
         assert command in commands
+
+
+def test_the_documented_life_cycle_is_that_of_the_code() -> None:
+    def diagram(text: str) -> list[str]:
+        (drawn,) = [block for block in text.split("\n\n") if "──release──" in block]
+        return [line.strip() for line in drawn.splitlines()]
+
+    drawn = diagram((ROOT / "docs" / "lifecycle.rst").read_text())
+    assert drawn == diagram(states.__doc__ or "")
+    of_attempts = [edge.name for edge in states.EDGES if states.DOING in edge.sources]
+    assert [name for name in of_attempts if name not in "\n".join(drawn)] == []
 
 
 def test_a_worker_shows_its_listening_connection(queue: Queue, database_url: str) -> None:
