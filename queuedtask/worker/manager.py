@@ -329,7 +329,7 @@ class Manager:
             if not self._pool.give_up(attempt):
                 continue
             logger.error(
-                "task %s: attempt %s did not end within %g s after it was told to; it is given up and its slot replaced",
+                "task %s: attempt %s has not ended %g s after it was told to: it is given up, its slot replaced",
                 *(attempt.task.id, attempt.task.attempt, self._config.timeout_grace),
             )
             is_ours = self._outstanding.pop(attempt.task.key, None) is not None and not attempt.is_disowned

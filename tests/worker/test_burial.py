@@ -166,7 +166,7 @@ def test_a_suspect_task_that_had_not_begun_goes_back_uncounted(scene: Scene) -> 
     assert scene.attempts("queued_task_id::text") == [(begun,)]
 
 
-# ------------------------------------------------------------------------------------------------ one that is known dead
+# ----------------------------------------------------------------------------------------------- one that is known dead
 
 
 def test_what_ran_in_a_dead_process_is_lost_and_what_had_not_begun_goes_back_uncounted(scene: Scene) -> None:
