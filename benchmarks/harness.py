@@ -60,9 +60,9 @@ class Bench:
             return int(cursor.fetchone()[0])
 
     @contextlib.contextmanager
-    def worker(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run ``python -m queuedtask worker`` beside the block, and end it in order."""
-        environment = dict(os.environ, QUEUE_DATABASE_URL=self.url, PYTHONPATH=f"{HERE}:{HERE.parent}")
+    def worker(self, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run ``python -m queuedtask worker`` beside the block, and end it in order; settings go by the environment."""
+        environment = dict(os.environ, QUEUE_DATABASE_URL=self.url, PYTHONPATH=f"{HERE}:{HERE.parent}", **settings)
         process = subprocess.Popen(
             [sys.executable, "-m", "queuedtask", "worker", "-w", "4", *arguments],
             env=environment,
@@ -90,6 +90,15 @@ def bench() -> Iterator[Bench]:
             made.queue.close()
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all its descendants, whichever of its threads has started them."""
+    found = [pid]
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            found += descendants(int(child))
+    return found
 
 
 def wait_for(condition: Callable[[], bool], *, timeout: float = 120.0, interval: float = 0.005) -> None:

@@ -4,14 +4,8 @@ import os
 import time
 from pathlib import Path
 
-from harness import arguments, bench, wait_for
+from harness import arguments, bench, descendants, wait_for
 from jobs import noop
-
-
-def tree(pid: int) -> list[int]:
-    """Return a process and all its descendants."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(p for child in children for p in tree(int(child)))]
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -36,6 +30,12 @@ def proportional_mib(pids: list[int]) -> float:
     )
 
 
+def resident_mib(pid: int) -> float:
+    """Return the resident set size of a process, in MiB: what it would take if it shared nothing."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def main() -> None:
     options = arguments(__doc__, seconds=20)
     with bench() as b, b.worker() as process:
@@ -44,7 +44,7 @@ def main() -> None:
             b.queue.add_task(noop, str(sink))
         wait_for(lambda: sink.stat().st_size == 100)
         time.sleep(2)
-        pids = tree(process.pid)
+        pids = descendants(process.pid)
 
         def statements() -> int:
             # Every statement of the worker is a transaction of its own when it is idle.
@@ -60,6 +60,9 @@ def main() -> None:
         share, rate = used / options.seconds, count / options.seconds
         print(f"idle for {options.seconds} s: {share:.2%} CPU, {rate:.2f} statements/s")
         print(f"memory of {len(pids)} process(es), proportional: {proportional_mib(pids):.1f} MiB")
+        print(
+            f"of which the supervisor: {proportional_mib(pids[:1]):.1f} MiB, resident {resident_mib(pids[0]):.1f} MiB"
+        )
 
 
 if __name__ == "__main__":

@@ -21,3 +21,9 @@ def noop(path: str) -> None:
 def stamp(path: str, called_at: float) -> None:
     """Leave the milliseconds from the call of ``add_task`` to this line."""
     _append(path, b"%.3f\n" % ((time.time() - called_at) * 1000))
+
+
+def begin(path: str, seconds: float) -> None:
+    """Leave the time at which it begins, then take so long."""
+    _append(path, b"%.3f\n" % time.time())
+    time.sleep(seconds)
