@@ -38,6 +38,7 @@ class Guard:
         "_armed",
         "_cancel",
         "_depth",
+        "_held_token",
         "_is_cancel_held",
         "_is_insisting",
         "_is_mine",
@@ -58,10 +59,11 @@ class Guard:
         """The interrupt that was asked for, whether or not it reached the code."""
         # One element while it is in play; list.append and list.pop are atomic.
         self._token: list[None] = []
-        # The next three belong to the task's thread, which alone reads and writes them.
+        # The next four belong to the task's thread, which alone reads and writes them.
         self._armed = False
         self._is_mine = False
         self._depth = 0
+        self._held_token = False
         self._is_cancel_held = False
         self._thread = 0
         self._sent = False
@@ -191,6 +193,10 @@ class Guard:
         if self.due is not None and not self._is_insisting:
             self._is_insisting = True
             self._raise_in_thread(self.due)
+            if cancel := self._cancel:
+                # It may have swallowed the first one and be waiting again: then its loop has to wake for either.
+                with contextlib.suppress(RuntimeError):
+                    cancel()
 
     def _raise_in_thread(self, interrupt: type[BaseException]) -> None:
         try:
@@ -202,20 +208,19 @@ class Guard:
 
 
 class Hold:
-    """See :meth:`Guard.hold`."""
+    """See :meth:`Guard.hold`. Holds of one attempt may overlap, as those of two coroutines that await in turn do."""
 
-    __slots__ = ("_guard", "_is_active", "_took_token")
+    __slots__ = ("_guard", "_is_active")
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._is_active = guard._armed and guard._thread == threading.get_ident()
-        self._took_token = False
 
     def __enter__(self) -> None:
         if self._is_active:
             guard = self._guard
             if guard._depth == 0 and not guard._is_mine:
-                self._took_token = guard._take_token()
+                guard._held_token = guard._take_token()
             guard._depth += 1
 
     def __exit__(
@@ -224,5 +229,6 @@ class Hold:
         if self._is_active:
             guard = self._guard
             guard._depth -= 1
-            if self._took_token:
+            if guard._depth == 0 and guard._held_token:
+                guard._held_token = False
                 guard._give_token()
