@@ -23,6 +23,7 @@ CAPACITY: Final = 4096
 """Slots that fit; a slot beyond them works, but its supervisor does not see it."""
 
 _ENTRY: Final = struct.Struct("<q16sqqqqdd")
+_PAYLOAD: Final = struct.Struct("<16sqqqqdd")
 _ENTRIES_AT: Final = 64
 _ENTRY_SIZE: Final = 72
 _SIZE: Final = _ENTRIES_AT + CAPACITY * _ENTRY_SIZE
@@ -30,6 +31,7 @@ _TURNED_AT, _RENEWED_AT, _SLOTS_AT = 0, 8, 16
 _ATTEMPT_AT: Final = 24  # within an entry
 _DOUBLE: Final = struct.Struct("<d")
 _INTEGER: Final = struct.Struct("<q")
+_FREE: Final = _INTEGER.pack(0)
 
 
 class Entry(NamedTuple):
@@ -45,7 +47,8 @@ class Entry(NamedTuple):
     """What the task's function declares; the supervisor's side cannot import it."""
     began_at: float
     kill_at: float
-    """When the process is to be killed if the slot still runs this; infinite when it is not."""
+    """When the process is to be killed if the slot still runs this and the manager does not answer; infinite for
+    never."""
 
 
 class Board:
@@ -77,7 +80,7 @@ class Board:
 
     @turned_at.setter
     def turned_at(self, value: float) -> None:
-        _DOUBLE.pack_into(self._memory, _TURNED_AT, value)
+        self._memory[_TURNED_AT : _TURNED_AT + 8] = _DOUBLE.pack(value)
 
     @property
     def renewed_at(self) -> float:
@@ -86,7 +89,7 @@ class Board:
 
     @renewed_at.setter
     def renewed_at(self, value: float) -> None:
-        _DOUBLE.pack_into(self._memory, _RENEWED_AT, value)
+        self._memory[_RENEWED_AT : _RENEWED_AT + 8] = _DOUBLE.pack(value)
 
     def _get(self, shape: struct.Struct, at: int) -> float:
         return float(shape.unpack_from(self._memory, at)[0])
@@ -98,7 +101,6 @@ class Board:
         slot: int,
         task_id: str,
         attempt: int,
-        *,
         thread: int = 0,
         process: int = 0,
         max_retries: int | None = None,
@@ -111,17 +113,21 @@ class Board:
             key = bytes.fromhex(task_id.replace("-", ""))  # UUID() takes five times as long
             retries = -1 if max_retries is None else max_retries
             sequence = self._sequences[slot] = self._sequences.get(slot, 0) + 2
-            # The odd number is written first, the even one when all the rest is there.
-            _ENTRY.pack_into(self._memory, at, sequence - 1, key, attempt, thread, process, retries, began_at, kill_at)
-            _INTEGER.pack_into(self._memory, at, sequence)
+            memory = self._memory
+            # The odd number is written first, the even one when all the rest is there. Not by pack_into, which fills
+            # what it writes with zeros first: a reader would see them.
+            memory[at : at + 8] = _INTEGER.pack(sequence - 1)
+            memory[at + 8 : at + _ENTRY_SIZE] = _PAYLOAD.pack(key, attempt, thread, process, retries, began_at, kill_at)
+            memory[at : at + 8] = _INTEGER.pack(sequence)
             if slot > self._highest:
                 self._highest = slot
-                _INTEGER.pack_into(self._memory, _SLOTS_AT, slot)
+                memory[_SLOTS_AT : _SLOTS_AT + 8] = _INTEGER.pack(slot)
 
     def clear(self, slot: int) -> None:
         """Write down that a slot is free."""
         if slot <= CAPACITY:
-            _INTEGER.pack_into(self._memory, _ENTRIES_AT + (slot - 1) * _ENTRY_SIZE + _ATTEMPT_AT, 0)
+            at = _ENTRIES_AT + (slot - 1) * _ENTRY_SIZE + _ATTEMPT_AT
+            self._memory[at : at + 8] = _FREE
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
         """Yield every busy slot with what it runs."""
@@ -136,7 +142,7 @@ class Board:
         for _ in range(1000):
             before = _ENTRY.unpack_from(self._memory, at)
             (after,) = _INTEGER.unpack_from(self._memory, at)
-            if before[0] == after and not after & 1:
+            if before[0] == after and not after & 1:  # 0 stands in a slot that was never written
                 _, task_id, attempt, thread, process, retries, *times = before
                 if attempt == 0:
                     return None
