@@ -14,6 +14,7 @@ from queuedtask.cli.parser import UsageError
 from queuedtask.config import Config
 from queuedtask.errors import ConfigError
 from queuedtask.worker.spawn import settle_in
+from queuedtask.worker.wire import Message, Wire, WireClosed
 
 if TYPE_CHECKING:
     from queuedtask.run.attempt import Connections
@@ -68,8 +69,7 @@ def _supervised(arguments: argparse.Namespace) -> int:
 
 def _isolated(arguments: argparse.Namespace) -> int:
     wire, _ = settle_in(arguments.isolated)
-    wire.wait()
-    (hello, *early) = wire.receive()
+    hello, early = _greeting(wire)
     sys.path[:] = hello["path"]
 
     from queuedtask.worker.runner import Runner
@@ -90,6 +90,17 @@ def _isolated(arguments: argparse.Namespace) -> int:
     runner = Runner(wire, function_aliases=hello["function_aliases"], log_level=hello["log_level"], connect=connect)
     runner.run(early)
     return 0
+
+
+def _greeting(wire: Wire) -> tuple[Message, list[Message]]:
+    """Return the slot's first message, and those that have come with it."""
+    while wire.wait():
+        try:
+            if messages := wire.receive():
+                return messages[0], messages[1:]
+        except WireClosed:
+            break
+    sys.exit(0)  # its slot is gone
 
 
 def _attribute(option: str) -> str:

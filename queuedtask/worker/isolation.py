@@ -70,8 +70,10 @@ class Runner:
         """Return what the process has sent within a tick; None when it is gone."""
         wire = self._process.wire
         wire.flush()
-        if not wire.wait(_TICK):
-            return []
+        # A process that the task has forked may keep the wire open, so its end is no sure sign of death, nor the only.
+        has_ended = self.has_ended
+        if not wire.wait(0.0 if has_ended else _TICK):
+            return None if has_ended else []
         try:
             return wire.receive()
         except WireClosed:
@@ -153,8 +155,11 @@ class Isolation:
         """End all of them."""
         with self._lock:
             self._is_closed = True
-            runners, self._idle = list(self._all), []
-        for runner in runners:
+            idle, self._idle = self._idle, []
+            busy = self._all.difference(idle)
+        for runner in idle:
+            runner.bury()
+        for runner in busy:
             runner.end()
 
     def close_idle(self) -> None:
@@ -238,9 +243,9 @@ class Isolation:
         with self._lock:
             is_closed = self._is_closed
             self._all.discard(runner)
+        exit_signal, memory, stack = runner.bury()
         if is_closed:
             return Outcome(outcome.INTERRUPTED)
-        exit_signal, memory, stack = runner.bury()
         if runner.is_killed and attempt.guard.due is not None:
             if attempt.guard.due is Interrupted:
                 return Outcome(outcome.INTERRUPTED)

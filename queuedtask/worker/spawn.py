@@ -5,6 +5,7 @@ signals that a terminal sends to the whole group. They are blocked while it star
 from then on; were they ignored instead, the programs that tasks start would inherit that and could not be terminated.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -19,7 +20,9 @@ from queuedtask.worker.wire import Wire
 
 GROUP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DUMP_SIGNAL: Final = signal.SIGUSR1
+BLOCKED_AT_START: Final = (*GROUP_SIGNALS, DUMP_SIGNAL)
 MOST_OF_A_STACK: Final = 16 * 1024
+_MOST_TO_SEARCH: Final = 1024 * 1024
 _CRASH: Final = b"Fatal Python error"
 
 
@@ -40,7 +43,7 @@ class Stacks:
 
     def take(self) -> str:
         """Return what was written since the last call."""
-        text = os.pread(self._file.fileno(), 1024 * 1024, self._read)
+        text = os.pread(self._file.fileno(), _MOST_TO_SEARCH, self._read)
         self._read += len(text)
         return text.decode(errors="replace")
 
@@ -50,7 +53,8 @@ class Stacks:
 
     def last(self) -> str | None:
         """Return the stacks of the crash, or those since the mark, from their beginning; None when there are none."""
-        text = os.pread(self._file.fileno(), 1024 * 1024, self._mark or 0)
+        size = os.fstat(self._file.fileno()).st_size
+        text = os.pread(self._file.fileno(), _MOST_TO_SEARCH, max(self._mark or 0, size - _MOST_TO_SEARCH))
         crash = text.rfind(_CRASH)
         if crash < 0 and self._mark is None:
             return None  # What somebody has asked for at some time says nothing about the end.
@@ -81,7 +85,7 @@ class Process:
         self.stacks = Stacks()
         handed = [end.fileno(), self.stacks.fileno(), *descriptors]
         numbers = ",".join(map(str, handed))
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_AT_START)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "queuedtask", "worker", *arguments, option, numbers],
@@ -110,7 +114,8 @@ class Process:
         """Return how it ended, None while it lives (unless this is to wait)."""
         while self.ending is None:
             if wait:
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+                with contextlib.suppress(ChildProcessError):  # another thread has reaped it just now
+                    os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
             with self._reaping:
                 if self.ending is None:
                     pid, status, usage = os.wait4(self.pid, os.WNOHANG)
@@ -144,11 +149,11 @@ def settle_in(numbers: str) -> tuple[Wire, list[int]]:
     wire, stacks, *more = map(int, numbers.split(","))
     for number in GROUP_SIGNALS:
         signal.signal(number, _take_no_notice)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
     for descriptor in (stacks, *more):
         os.set_inheritable(descriptor, False)
     faulthandler.enable(stacks, all_threads=True)
     faulthandler.register(DUMP_SIGNAL, stacks, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_AT_START)
     return Wire.at(wire), more
 
 

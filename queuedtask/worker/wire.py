@@ -8,6 +8,7 @@ import json
 import select
 import socket
 import threading
+import time
 from typing import Any, Final
 
 Message = dict[str, Any]
@@ -68,18 +69,23 @@ class Wire:
             self._flush(timeout)
 
     def _flush(self, timeout: float) -> None:
+        give_up_at = time.monotonic() + timeout
         while self._unsent and not self.is_closed:
             try:
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]
             except BlockingIOError:
-                if not timeout or not select.select([], [self._socket], [], timeout)[1]:
+                if not self._poll(select.POLLOUT, give_up_at - time.monotonic()):
                     return
             except OSError:
                 self._unsent = b""
                 return
 
     def receive(self) -> list[Message]:
-        """Return the messages that have arrived. Raises WireClosed when there are none and the other end is gone."""
+        """Return the messages that have arrived.
+
+        Raises WireClosed when there are none and the other end is gone; or not ours any more: code of a task's may
+        have written on a descriptor that it does not own.
+        """
         closed = has_line = False
         while not closed:
             try:
@@ -96,13 +102,22 @@ class Wire:
         if not has_line:
             return []
         *lines, self._received = self._received.split(b"\n")
-        return [json.loads(line) for line in lines]
+        try:
+            messages = [json.loads(line) for line in lines]
+        except ValueError:
+            raise WireClosed from None
+        if not all(isinstance(message, dict) for message in messages):
+            raise WireClosed
+        return messages
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until something can be received, the end of the other one included; False after the timeout."""
+        return self._poll(select.POLLIN, timeout)
+
+    def _poll(self, event: int, timeout: float | None) -> bool:
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
+        poll.register(self._socket, event)
+        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
     def close(self) -> None:
         """Close this end."""

@@ -93,6 +93,29 @@ def leave() -> None:
     os._exit(0)
 
 
+def fork_and_die() -> None:
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+    os.kill(os.getpid(), 9)
+
+
+def write_everywhere() -> None:
+    for descriptor in range(3, 100):
+        try:
+            os.write(descriptor, b"nonsense\n")
+        except OSError:
+            continue
+
+
+async def swallow_and_wait() -> None:
+    for _ in range(2):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+
 def process_number() -> int:
     return os.getpid()
 

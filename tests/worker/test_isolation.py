@@ -11,6 +11,7 @@ from helpers import execute, wait_until
 from queuedtask import Queue, TaskRef
 
 sys.path.insert(0, str(Path(__file__).parent))
+import hostile_jobs
 import worker_jobs as jobs
 from inside import attempts, ended, fresh_event, working
 
@@ -91,6 +92,14 @@ def test_the_third_loss_is_the_last_and_what_was_set_before_is_there(
     assert (row.error_type, row.lost_count, row.failures) == ("WorkerLost", 3, 0)
     assert attempts(queue, ref) == [(n, "lost", "WorkerLost") for n in (1, 2)]
     assert ref.context == {"before": "death"}
+
+
+def test_a_death_is_seen_although_a_forked_child_keeps_the_wire_open(
+    queue: Queue, add_suspect: Callable[..., TaskRef]
+) -> None:
+    with working(queue, max_lost=2):
+        row = ended(add_suspect(hostile_jobs.fork_and_die), "failed", timeout=15).row()
+    assert (row.error_type, row.lost_count) == ("WorkerLost", 2)
 
 
 def test_it_is_handed_back_at_a_shutdown(queue: Queue, add_suspect: Callable[..., TaskRef]) -> None:

@@ -137,6 +137,19 @@ def test_a_process_that_dies_at_once_again_and_again_is_started_after_growing_de
     assert deaths[3] > deaths[2] > deaths[1], deaths
 
 
+def test_a_task_that_writes_on_every_descriptor_does_not_take_the_supervisor_down(
+    queue: Queue, database_url: str
+) -> None:
+    with tree(database_url, "-w", "2") as worker:
+        wait_until(lambda: is_running(queue, 1), 20)
+        (before,) = worker.children()
+        queue.add_task(jobs.write_everywhere)
+        wait_until(lambda: worker.children() not in ([], [before]), 30)
+        ref = queue.add_task(jobs.sleep, 0.1)
+        wait_until(lambda: ref.state == "done", 30)
+        assert worker.stop() == 0
+
+
 def test_a_child_that_lives_on_without_its_supervisor_ends_in_order(queue: Queue, database_url: str) -> None:
     with tree(database_url, "-w", "2") as worker:
         wait_until(lambda: is_running(queue, 1), 20)
