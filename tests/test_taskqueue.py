@@ -87,7 +87,7 @@ def end(queue: Queue, ref: TaskRef, edge: Any = states.FINISH, context: str | No
         task = next(task for task in claimed if task.id == ref.id)
         kind = outcome.RETURNED if edge is states.FINISH else outcome.RAISED
         ending = store.Ending(task, Decision(edge, Outcome(kind, **more)), 0.0, context)
-        assert store.settle(cursor, [ending], worker=1) == {ref.id}
+        assert store.settle(cursor, [ending], worker=1) == {(ref.id, task.attempt)}
         store.disown(cursor, worker=1, known=[])
 
 

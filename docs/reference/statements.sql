@@ -69,10 +69,9 @@ ORDER BY queued_task_attempts.attempt, queued_task_attempts.id;
 
 -- call_off
 UPDATE queued_tasks
-SET state='cancelled', date_started=coalesce(clock_timestamp() - ended.second * interval '1 second',
-    queued_tasks.date_started), date_done=clock_timestamp(), context=coalesce(ended.context,
-    queued_tasks.context), error_message=ended.error_message, error_type=ended.error_type,
-    error_traceback=ended.error_traceback
+SET state='cancelled', date_started=coalesce(queued_tasks.date_started, clock_timestamp() - ended.second *
+    interval '1 second'), date_done=clock_timestamp(), context=coalesce(ended.context, queued_tasks.context),
+    error_message=ended.error_message, error_type=ended.error_type, error_traceback=ended.error_traceback
 FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
     CAST(%(contexts)s AS JSONB[]), CAST(%(error_types)s AS TEXT[]), CAST(%(error_messages)s AS TEXT[]),
     CAST(%(error_tracebacks)s AS TEXT[])) AS ended(id, attempt, second, context, error_type, error_message,
@@ -199,11 +198,10 @@ WHERE queued_tasks.state IN ('doing');
 
 -- fail
 UPDATE queued_tasks
-SET state='failed', date_started=coalesce(clock_timestamp() - ended.second * interval '1 second',
-    queued_tasks.date_started), date_done=clock_timestamp(), context=coalesce(ended.context,
-    queued_tasks.context), error_message=ended.error_message, error_type=ended.error_type,
-    error_traceback=ended.error_traceback, failures=(queued_tasks.failures + 1),
-    lost_count=(queued_tasks.lost_count + ended.lost)
+SET state='failed', date_started=coalesce(queued_tasks.date_started, clock_timestamp() - ended.second *
+    interval '1 second'), date_done=clock_timestamp(), context=coalesce(ended.context, queued_tasks.context),
+    error_message=ended.error_message, error_type=ended.error_type, error_traceback=ended.error_traceback,
+    failures=(queued_tasks.failures + 1), lost_count=(queued_tasks.lost_count + ended.lost)
 FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
     CAST(%(contexts)s AS JSONB[]), CAST(%(error_types)s AS TEXT[]), CAST(%(error_messages)s AS TEXT[]),
     CAST(%(error_tracebacks)s AS TEXT[]), CAST(%(losts)s AS INTEGER[])) AS ended(id, attempt, second, context,
@@ -234,9 +232,9 @@ LIMIT CAST(%(limit)s AS INTEGER);
 
 -- finish
 UPDATE queued_tasks
-SET state='done', date_started=coalesce(clock_timestamp() - ended.second * interval '1 second',
-    queued_tasks.date_started), date_done=clock_timestamp(), context=coalesce(ended.context,
-    queued_tasks.context), result=ended.result, error_message=NULL, error_type=NULL, error_traceback=NULL
+SET state='done', date_started=coalesce(queued_tasks.date_started, clock_timestamp() - ended.second * interval
+    '1 second'), date_done=clock_timestamp(), context=coalesce(ended.context, queued_tasks.context),
+    result=ended.result, error_message=NULL, error_type=NULL, error_traceback=NULL
 FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
     CAST(%(contexts)s AS JSONB[]), CAST(%(results)s AS JSONB[])) AS ended(id, attempt, second, context,
     result)
@@ -278,7 +276,8 @@ RETURNING queued_task_workers.id;
 SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.function, CAST(queued_tasks.args
     AS TEXT) AS args, CAST(queued_tasks.kwargs AS TEXT) AS kwargs, CAST(queued_tasks.context AS TEXT) AS
     context, queued_tasks.attempt, queued_tasks.failures, queued_tasks.max_retries, queued_tasks.timeout,
-    queued_tasks.lost_count, queued_tasks.date_started IS NOT NULL AS has_begun
+    queued_tasks.lost_count, CAST(EXTRACT(epoch FROM clock_timestamp() - queued_tasks.date_started) AS DOUBLE
+    PRECISION) AS age
 FROM queued_tasks
 WHERE queued_tasks.state IN ('doing')
 AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
@@ -304,10 +303,10 @@ ORDER BY queued_task_logs.id;
 
 -- lose
 UPDATE queued_tasks
-SET state='failed', date_started=coalesce(clock_timestamp() - ended.second * interval '1 second',
-    queued_tasks.date_started), date_done=clock_timestamp(), context=coalesce(ended.context,
-    queued_tasks.context), error_message=ended.error_message, error_type=ended.error_type,
-    error_traceback=ended.error_traceback, lost_count=(queued_tasks.lost_count + ended.lost)
+SET state='failed', date_started=coalesce(queued_tasks.date_started, clock_timestamp() - ended.second *
+    interval '1 second'), date_done=clock_timestamp(), context=coalesce(ended.context, queued_tasks.context),
+    error_message=ended.error_message, error_type=ended.error_type, error_traceback=ended.error_traceback,
+    lost_count=(queued_tasks.lost_count + ended.lost)
 FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(attempts)s AS INTEGER[]), CAST(%(seconds)s AS DOUBLE PRECISION[]),
     CAST(%(contexts)s AS JSONB[]), CAST(%(error_types)s AS TEXT[]), CAST(%(error_messages)s AS TEXT[]),
     CAST(%(error_tracebacks)s AS TEXT[]), CAST(%(losts)s AS INTEGER[])) AS ended(id, attempt, second, context,

@@ -223,7 +223,7 @@ def _settle(edge: Edge, *more: ColumnClause[Any], **values: Any) -> Statement:
     ended = rows("ended", *_ENDED, *more)
     written = {
         "context": func.coalesce(ended.c.context, tasks.c.context),
-        "date_started": func.coalesce(_ago(ended.c.second), tasks.c.date_started),
+        "date_started": func.coalesce(tasks.c.date_started, _ago(ended.c.second)),
         **_IMPLIED[edge.target],
     }
     for extra in more:
@@ -489,7 +489,7 @@ LOCK_CLAIMED = Statement(
             cast(tasks.c[field], Text).label(field) if field in ("id", "args", "kwargs", "context") else tasks.c[field]
             for field in Task._fields
         ),
-        tasks.c.date_started.is_not(None).label("has_begun"),
+        cast(func.extract("epoch", CLOCK - tasks.c.date_started), Double).label("age"),
     )
     .where(_in_state(states.DOING), tasks.c.claimed_by == parameter("worker", Integer))
     .order_by(tasks.c.id)
@@ -498,10 +498,10 @@ LOCK_CLAIMED = Statement(
 )
 
 
-def lock_claimed(cursor: Cursor, *, worker: int, limit: int) -> list[tuple[Task, bool]]:
-    """Lock tasks that a worker has claimed, in the order of their ids; tell of each whether its code is known to run.
+def lock_claimed(cursor: Cursor, *, worker: int, limit: int) -> list[tuple[Task, float | None]]:
+    """Lock tasks that a worker has claimed, in the order of their ids; tell of each how long ago its code began.
 
-    What somebody else has locked is passed over.
+    None where no start is known. What somebody else has locked is passed over.
     """
     return [(Task._make(row[:-1]), row[-1]) for row in LOCK_CLAIMED(cursor, worker=worker, limit=limit).fetchall()]
 

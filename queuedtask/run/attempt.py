@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from queuedtask.errors import LeaseLost, NotInTask
 from queuedtask.model.task import Task, TaskOptions
@@ -19,6 +19,8 @@ from queuedtask.run.timeouts import Guard, Hold
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+NEVER: Final = float("inf")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,9 +81,8 @@ class Attempt:
         self,
         task: Task,
         wake_manager: Callable[[], None],
-        *,
         thread: "ThreadNumbers | None" = None,
-        default_timeout: float | None = None,
+        default_timeout: float = NEVER,
         connections: Connections | None = None,
     ) -> None:
         self.task = task
@@ -93,9 +94,10 @@ class Attempt:
         self.context = Context(task.context)
         self.guard = Guard()
         self.log = LogBuffer()
-        self.timeout: float | None = task.timeout or default_timeout
+        self.timeout = task.timeout or default_timeout
         """Seconds; the row's own, else the function's, else the configuration's."""
-        self.deadline: float | None = None if self.timeout is None else time.monotonic() + self.timeout
+        self.deadline: float | None = None
+        """On the monotonic clock; None while none is set."""
 
     def begin(self, options: TaskOptions, default_timeout: float) -> None:
         """Start the clock: the task's own code is about to run."""

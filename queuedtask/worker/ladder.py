@@ -12,7 +12,7 @@ The last step is the supervisor's: what keeps this process from taking these ste
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from queuedtask.config import Config
@@ -28,16 +28,14 @@ NEVER: Final = float("inf")
 class Ladder:
     """Climbs for all running attempts of one process."""
 
-    def __init__(self, config: Config, *, note_kill_at: Callable[[Attempt], None]) -> None:
+    def __init__(self, config: Config) -> None:
         self._config = config
-        self._note_kill_at = note_kill_at
 
     def kill_at(self, attempt: Attempt) -> float:
-        """Return when the process is to be killed if the attempt is still there."""
-        since = attempt.deadline if attempt.interrupted_at is None else attempt.interrupted_at
-        if since is None or attempt.process is not None:
+        """Return when the process is to be killed if the attempt is still there and the manager does not answer."""
+        if attempt.deadline is None or attempt.process is not None:
             return NEVER
-        return since + self._config.timeout_grace + KILL_MARGIN
+        return attempt.deadline + self._config.timeout_grace + KILL_MARGIN
 
     def climb(self, running: Sequence[Attempt]) -> list[Attempt]:
         """Take the steps that are due; return the attempts that are to be given up now."""
@@ -48,8 +46,6 @@ class Ladder:
             if attempt.interrupted_at is None:
                 if attempt.deadline is not None and now >= attempt.deadline:
                     attempt.interrupt(TaskTimeout)
-                    # Later than it should have been, perhaps: the whole process may have been stopped.
-                    self._note_kill_at(attempt)
             elif _has_no_other_end(attempt):
                 if now >= attempt.interrupted_at + grace:
                     given_up.append(attempt)

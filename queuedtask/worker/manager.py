@@ -81,7 +81,7 @@ class Manager:
         self._link = Link(queue.database, queue.config, on_return=self._take_stock)
         self._presence = Presence(self._config, self._board, supervisor_pid=supervisor_pid, describe=self._describe)
         self._isolation = Isolation(queue, application)
-        self._ladder = Ladder(self._config, note_kill_at=self._note)
+        self._ladder = Ladder(self._config)
         self._slots = Slots(
             self._config,
             self._board,

@@ -115,10 +115,11 @@ class Pool:
     def give_up(self, attempt: Attempt) -> bool:
         """Take the slot from an attempt that does not end, and give it another thread; False if it has just ended."""
         with self._lock:
+            self.stuck[attempt] = time.monotonic()  # first, for its thread looks there when it finds itself given up
             slot = self.running.pop(attempt, None)
             if slot is None:
+                del self.stuck[attempt]
                 return False
-            self.stuck[attempt] = time.monotonic()
             attempt.give_up()
             self._board.clear(slot)
             del self._threads[slot]
@@ -127,7 +128,7 @@ class Pool:
         return True
 
     def note(self, attempt: Attempt, *, kill_at: float) -> None:
-        """Write on the board what has changed about an attempt, unless it has ended or was given up meanwhile."""
+        """Write on the board, in the attempt's own thread, what has changed about it; nothing if it was given up."""
         with self._lock:
             if (slot := self.running.get(attempt)) is not None:
                 self._board.write(
@@ -162,11 +163,9 @@ class Pool:
             attempt = self._begin(task, number, thread)
             self.running[attempt] = number
             decision = self._run(attempt)
-            with self._lock:
-                # So that nobody writes on the board about this attempt when the next one stands there.
-                is_given_up = self.running.pop(attempt, None) is None
-                if not is_given_up:
-                    self._board.clear(number)
+            # Without the lock, which four threads would wait for more than they work: popping is atomic, and whoever
+            # gives an attempt up has to win it.
+            is_given_up = self.running.pop(attempt, None) is None
             if is_given_up:
                 since = self.stuck.pop(attempt)
                 logger.warning(
@@ -175,6 +174,7 @@ class Pool:
                 )
                 self._on_end(0)
                 return
+            self._board.clear(number)
             self._ended.append(Ended(attempt, decision, time.monotonic()))
             # A slot that waits for work keeps nothing of the last task alive.
             del task, attempt, decision

@@ -92,13 +92,13 @@ class Burial:
             return [], True
         claimed = store.lock_claimed(cursor, worker=self.worker, limit=BATCH)
         endings = []
-        for task, has_begun in claimed:
-            ended, verdict = self._outcome(task, has_begun)
+        for task, age in claimed:
+            ended, verdict = self._outcome(task, has_begun=age is not None)
             judged = task
             if verdict is not None and task.max_retries is None:
                 judged = task._replace(max_retries=verdict.max_retries)
             decision = decide(judged, ended, max_retries=max_retries, max_lost=max_lost, jitter=jitter())
-            seconds = None if verdict is None else time.monotonic() - verdict.began_at
+            seconds = age if verdict is None else time.monotonic() - verdict.began_at
             endings.append(Ending(task, decision, seconds, context=None))
         accepted = store.settle(cursor, endings, worker=self.worker)
         is_all = len(claimed) < BATCH
@@ -106,7 +106,7 @@ class Burial:
             workers.retire(cursor, worker=self.worker)
         return [ending for ending in endings if ending.task.key in accepted], is_all
 
-    def _outcome(self, task: Task, has_begun: bool) -> tuple[Outcome, Verdict | None]:
+    def _outcome(self, task: Task, *, has_begun: bool) -> tuple[Outcome, Verdict | None]:
         if self.obituary is None:
             # Its start is in the row after half a second, so a task without one may have been running; a suspect one
             # has its start in the row before it begins.

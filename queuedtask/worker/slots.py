@@ -59,26 +59,16 @@ class Slots:
 
     def begin(self, task: Task, slot: int, thread: ThreadNumbers) -> Attempt:
         """Make the attempt of a task and write it on the board, before anything of the task's can happen."""
-        attempt = Attempt(
-            task,
-            self._wake_manager,
-            thread=thread,
-            default_timeout=self._config.task_timeout,
-            connections=self._connections,
-        )
+        attempt = Attempt(task, self._wake_manager, thread, self._config.task_timeout, self._connections)
+        now = time.monotonic()
         if task.is_suspect:
             attempt.deadline = None  # its clock starts when its process is there
-        elif attempt.deadline is not None and not self._resolve.knows(task.function):
+        elif self._resolve.knows(task.function):
+            attempt.deadline = now + attempt.timeout
+        else:
             attempt.is_importing = True
-            attempt.deadline += IMPORT_LIMIT
-        self._board.write(
-            slot,
-            task.id,
-            task.attempt,
-            thread=thread.native,
-            began_at=time.monotonic(),
-            kill_at=self._ladder.kill_at(attempt),
-        )
+            attempt.deadline = now + attempt.timeout + IMPORT_LIMIT
+        self._board.write(slot, task.id, task.attempt, thread.native, 0, None, now, self._ladder.kill_at(attempt))
         if attempt.deadline is not None:
             self._wake_by(attempt.deadline)
         return attempt

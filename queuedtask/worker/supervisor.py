@@ -430,7 +430,8 @@ class Supervisor:
         elif child.facts is None:
             if now - child.started_at > START_LIMIT:
                 self._kill(child, f"it did not start within {START_LIMIT:g} s")
-        elif overdue := [entry for _, entry in child.board.entries() if entry.kill_at <= now]:
+        elif child.silence(now) > KILL_MARGIN and (overdue := [e for e in child.own_entries() if e.kill_at <= now]):
+            # A manager that still goes round ends them by itself, however late it may be.
             self._kill(child, f"it has not ended the attempts of {len(overdue)} tasks that outlived their timeout")
         elif child.silence(now) > SILENCE_LIMIT + child.facts["lease"] and not child.own_entries():
             self._kill(child, "it does not answer")

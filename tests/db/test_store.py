@@ -627,12 +627,13 @@ def test_what_a_worker_has_claimed_is_locked_in_the_order_of_the_ids(cursor: Any
         put(cursor, state, claimed_by=OTHER)
         if state != "doing":
             put(cursor, state, claimed_by=ME)
-    cursor.execute("UPDATE queued_tasks SET date_started = now() WHERE id = %s", (made[1],))
+    cursor.execute("UPDATE queued_tasks SET date_started = now() - interval '1 hour' WHERE id = %s", (made[1],))
 
     found = store.lock_claimed(cursor, worker=ME, limit=9)
 
     task = Task("", "", "a:b", '[1, "ü"]', "{}", '{"c": 2}', 1, 1, None, None, 2)
-    assert found == [(task._replace(id=each), each == made[1]) for each in made]
+    assert [locked for locked, _ in found] == [task._replace(id=each) for each in made]
+    assert [age is not None and 3600 <= age < 3700 for _, age in found] == [each == made[1] for each in made]
     assert [each.id for each, _ in store.lock_claimed(cursor, worker=ME, limit=3)] == made[:3]
     assert store.lock_claimed(cursor, worker=99, limit=9) == []
 

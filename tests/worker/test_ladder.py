@@ -3,6 +3,7 @@
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -68,6 +69,17 @@ def test_nine_bodies_that_defy_their_timeout_end_as_timed_out_and_the_slots_go_o
     for name in ("sleep", "receive", "acquire", "select_on_its_own", "swallow"):
         assert f"in {name}" in str(stacks[name]), name
         assert any("did not end" in line.message for line in refs[name].logs()), name
+
+
+@pytest.mark.parametrize("body", [jobs.loop_async, jobs.swallow_and_wait])
+def test_a_coroutine_that_cancelling_does_not_end_ends_by_the_exception(
+    queue: Queue, body: Callable[..., object]
+) -> None:
+    with working(queue, max_retries=0, timeout_grace=2) as manager:
+        ref = ended(queue.options(timeout=0.3).add_task(body), "failed")
+        assert not manager._pool.stuck
+    assert ref.row().error_type == "TaskTimeout"
+    assert not [line for line in ref.logs() if "did not end" in line.message]
 
 
 def test_two_thousand_tasks_that_end_within_a_millisecond_of_their_deadline_have_one_ending_each(
