@@ -273,7 +273,7 @@ def settle(cursor: Cursor, endings: Sequence[Ending], *, worker: int) -> set[tup
     for edge, statement in SETTLE.items():
         if batch := by_edge.get(edge):
             batch.sort(key=lambda ending: ending.task.id)
-            accepted.update((row[0], row[1]) for row in statement(cursor, worker=worker, **_columns(batch)).fetchall())
+            accepted.update(map(tuple, statement(cursor, worker=worker, **_columns(batch)).fetchall()))
     failed = [e for e in endings if e.decision.leaves_row and e.task.key in accepted]
     if failed:
         ADD_ATTEMPTS(cursor, worker=worker, outcomes=[e.decision.outcome.kind for e in failed], **_columns(failed))

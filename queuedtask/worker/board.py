@@ -14,7 +14,6 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from typing import Final, NamedTuple
-from uuid import UUID
 
 NEVER: Final = float("inf")
 KILL_MARGIN: Final = 2.0
@@ -22,13 +21,13 @@ KILL_MARGIN: Final = 2.0
 CAPACITY: Final = 4096
 """Slots that fit; a slot beyond them works, but its supervisor does not see it."""
 
-_ENTRY: Final = struct.Struct("<q16sqqqqdd")
-_PAYLOAD: Final = struct.Struct("<16sqqqqdd")
+_ENTRY: Final = struct.Struct("<q36s4xqqqqdd")
+_PAYLOAD: Final = struct.Struct("<36s4xqqqqdd")
 _ENTRIES_AT: Final = 64
-_ENTRY_SIZE: Final = 72
+_ENTRY_SIZE: Final = 96
 _SIZE: Final = _ENTRIES_AT + CAPACITY * _ENTRY_SIZE
 _TURNED_AT, _RENEWED_AT, _SLOTS_AT = 0, 8, 16
-_ATTEMPT_AT: Final = 24  # within an entry
+_ATTEMPT_AT: Final = 48  # within an entry
 _DOUBLE: Final = struct.Struct("<d")
 _INTEGER: Final = struct.Struct("<q")
 _FREE: Final = _INTEGER.pack(0)
@@ -110,14 +109,15 @@ class Board:
         """Write down what a slot (numbered from 1) runs."""
         if slot <= CAPACITY:
             at = _ENTRIES_AT + (slot - 1) * _ENTRY_SIZE
-            key = bytes.fromhex(task_id.replace("-", ""))  # UUID() takes five times as long
             retries = -1 if max_retries is None else max_retries
             sequence = self._sequences[slot] = self._sequences.get(slot, 0) + 2
             memory = self._memory
             # The odd number is written first, the even one when all the rest is there. Not by pack_into, which fills
             # what it writes with zeros first: a reader would see them.
             memory[at : at + 8] = _INTEGER.pack(sequence - 1)
-            memory[at + 8 : at + _ENTRY_SIZE] = _PAYLOAD.pack(key, attempt, thread, process, retries, began_at, kill_at)
+            memory[at + 8 : at + _ENTRY_SIZE] = _PAYLOAD.pack(
+                task_id.encode(), attempt, thread, process, retries, began_at, kill_at
+            )
             memory[at : at + 8] = _INTEGER.pack(sequence)
             if slot > self._highest:
                 self._highest = slot
@@ -147,6 +147,6 @@ class Board:
                 if attempt == 0:
                     return None
                 declared = None if retries < 0 else retries
-                return Entry(str(UUID(bytes=task_id)), attempt, thread, process, declared, *times)
+                return Entry(task_id.decode(), attempt, thread, process, declared, *times)
         # Its writer died in the middle: the process was killed before the task's own code began, or after it ended.
         return None

@@ -301,11 +301,10 @@ class Manager:
         spans = [end.at - end.attempt.began for end in ended if end.attempt.began is not None]
         if spans:
             self._pace.observe(sum(spans) / len(spans), len(spans))
-        due_at = time.monotonic() + LINGER
-        for attempt, decision, _ in ended:
-            # Without an entry it was handed back at a shutdown and ended after all.
-            if self._outstanding.pop(attempt.task.key, None) is not None:
-                self._settlements.add(Settling.of(attempt, decision), due_at=due_at)
+        # Without an entry it was handed back at a shutdown and ended after all.
+        ours = [end for end in ended if self._outstanding.pop(end.attempt.task.key, None) is not None]
+        settlings = [Settling.of(attempt, decision) for attempt, decision, _ in ours]
+        self._settlements.add(*settlings, due_at=time.monotonic() + LINGER)
 
     def _hand_back(self, tasks: Sequence[Task]) -> None:
         running = {attempt.task.key: attempt for attempt in self._running()}

@@ -72,9 +72,9 @@ class Settlements:
         self.handed_back: list[str] = []
         """The ids of the tasks that were given back unfinished after they had begun."""
 
-    def add(self, settling: Settling, *, due_at: float) -> None:
-        """Keep an ending until it is written."""
-        self.pending.append(settling)
+    def add(self, *settlings: Settling, due_at: float) -> None:
+        """Keep endings until they are written."""
+        self.pending.extend(settlings)
         self.due_at = min(self.due_at, due_at)
 
     def write(self, cursor: Cursor, *, worker: int) -> list[Settling]:
@@ -89,10 +89,12 @@ class Settlements:
         accepted = store.settle(cursor, [s.ending() for s in settlings], worker=worker)
         if self._config.use_postgresql_notify and frees_tasks(s.decision for s in settlings):
             store.notify(cursor, self._config.notify_channel)
+        if len(accepted) == len(settlings):
+            return []
         return [s for s in settlings if s.task.key not in accepted]
 
     def written(self, refused: Sequence[Settling]) -> list[Decision]:
-        """Take note that what :meth:`write` wrote is committed; return the decisions that were."""
+        """Take note that what :meth:`write` wrote is committed; return the decisions that tasks do not end with."""
         settled, self.pending, self.due_at = self.pending, [], NEVER
         return self._written(settled, refused)
 
@@ -108,7 +110,7 @@ class Settlements:
         if logger.isEnabledFor(logging.DEBUG):
             for s in settlings:
                 logger.debug("%s %s: %s", s.task.name, s.task.id, s.decision.edge.target)
-        return [s.decision for s in settlings]
+        return [s.decision for s in settlings if s.decision.edge is not states.FINISH]
 
     def refuse(self, task: Task, what: str) -> None:
         """Count and log a write that came too late."""
