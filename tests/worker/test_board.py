@@ -119,7 +119,7 @@ def test_two_boards_on_one_descriptor_are_the_same_also_when_it_is_closed(
 
 def half_written(board: Board, slot: int) -> None:
     """Leave an entry as a writer leaves it that dies in the middle."""
-    at = 64 + (slot - 1) * 72
+    at = 64 + (slot - 1) * 96
     (sequence,) = struct.unpack_from("<q", board._memory, at)
     struct.pack_into("<q", board._memory, at, sequence | 1)
     board._memory[at + 8 : at + 24] = b"\xff" * 16
