@@ -1,7 +1,8 @@
 """Queue and TaskRef: adding tasks, asking for them, sending them round again."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 from uuid import UUID
@@ -10,8 +11,10 @@ from sqlalchemy import Engine
 
 from queuedtask.config import Config
 from queuedtask.db import reads, store
+from queuedtask.db.callers import cursor_on
 from queuedtask.db.connections import Database
 from queuedtask.db.reads import LogRow, TaskRow, WorkerRow
+from queuedtask.db.statement import Cursor
 from queuedtask.db.store import Requeue
 from queuedtask.errors import InvalidTask, NotAllowed, NotSerializable, TaskNotFound
 from queuedtask.model import codec, functions, states
@@ -24,6 +27,7 @@ P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
 CLEAR_BATCH = 10_000
+BATCH_CHUNK = 1000
 
 
 class TaskFunction(Protocol[P, R_co]):
@@ -88,6 +92,7 @@ class Queue:
         max_retries: int | None = None,
         context: Mapping[str, object] | None = None,
         meta: Mapping[str, object] | None = None,
+        connection: object = None,
     ) -> "TaskAdder":
         """Return an adder with options, for one or more tasks: ``queue.options(priority=10).add_task(…)``.
 
@@ -95,7 +100,13 @@ class Queue:
         ``priority``: larger is sooner. ``delay`` (seconds or a timedelta) or ``run_at`` (an aware datetime): not
         before then. ``timeout``: seconds. ``max_retries``: 3 means up to four attempts. ``context``, ``meta``:
         mappings that JSON can hold. What is not given comes from ``@queue.task`` and then from the settings.
-        Raises InvalidTask for a value that is not allowed.
+
+        ``connection``: the task is added in the transaction that is open there, and is committed or vanishes with it;
+        nothing of that transaction is begun, committed or rolled back here. It is a SQLAlchemy Connection or Session
+        (of any driver for PostgreSQL), a psycopg2 or psycopg Connection, or a Django connection or its alias, and its
+        database must be the queue's. On a connection that commits by itself the task is there at once.
+
+        Raises InvalidTask for a value that is not allowed, before anything is sent.
         """
         return TaskAdder(self).options(
             name=name,
@@ -107,7 +118,27 @@ class Queue:
             max_retries=max_retries,
             context=context,
             meta=meta,
+            connection=connection,
         )
+
+    @contextmanager
+    def batch(self, *, connection: object = None) -> Iterator["Batch"]:
+        """Return a context manager for adding many tasks quickly: all of them, or none when the block raises.
+
+        Use ``batch.add_task(…)`` and ``batch.options(…).add_task(…)`` inside. The tasks are written in one transaction
+        that commits at the end of the block, a thousand at a time as they come. With ``connection`` (see
+        :meth:`options`) they are written at the end of the block, in one statement of the caller's transaction.
+        """
+        if connection is not None:
+            cursor = cursor_on(connection)
+            batch = Batch(self, None)
+            yield batch
+            batch._close(cursor)
+        else:
+            with self.database.transaction() as cursor:
+                batch = Batch(self, cursor)
+                yield batch
+                batch._close(cursor)
 
     def task(
         self,
@@ -146,9 +177,12 @@ class Queue:
 
         return declare
 
-    def _add(self, spec: TaskSpec) -> None:
-        with self.database.autocommit() as cursor:
-            store.add(cursor, spec, notify_channel=self._notify_channel)
+    def _add(self, spec: TaskSpec, connection: object) -> None:
+        if connection is None:
+            with self.database.autocommit() as cursor:
+                store.add(cursor, spec, notify_channel=self._notify_channel)
+        else:
+            store.add(cursor_on(connection), spec, notify_channel=self._notify_channel)
         logger.debug("%s %s: added", spec.name, spec.id)
 
     @property
@@ -227,23 +261,33 @@ class Queue:
         return requeued
 
 
+class Adder(Protocol):
+    """Where a :class:`TaskAdder` puts the tasks that it makes."""
+
+    def __call__(self, spec: TaskSpec, connection: object) -> None: ...
+
+
 class TaskAdder:
     """A queue with options; what ``queue.options(…)`` returns. Immutable, may be kept and used again."""
 
-    def __init__(self, queue: Queue, **given: Any) -> None:
+    def __init__(self, queue: Queue, add: Adder | None = None, connection: object = None, **given: Any) -> None:
         self._queue = queue
+        self._add = add or queue._add
+        self._connection = connection
         self._given = given
 
-    def options(self, **options: Any) -> "TaskAdder":
-        """Return an adder with these options besides the ones given before; see :meth:`Queue.options`."""
+    def options(self, *, connection: object = None, **options: Any) -> "TaskAdder":
+        """Return an adder with these options besides the ones given before; see :meth:`queuedtask.Queue.options`."""
+        if connection is not None:
+            cursor_on(connection)  # refuses what is none
         checked = _checked_options(self._queue.config, **options)
         merged = self._given | checked
         if merged.get("delay") is not None and merged.get("run_at") is not None:
             raise InvalidTask("delay and run_at: give one of them, not both")
-        return TaskAdder(self._queue, **merged)
+        return TaskAdder(self._queue, self._add, self._connection if connection is None else connection, **merged)
 
     def add_task(self, function: Callable[..., object] | str, /, *args: Any, **kwargs: Any) -> "TaskRef":
-        """Add a task with these options; see :meth:`Queue.add_task`."""
+        """Add a task with these options; see :meth:`queuedtask.Queue.add_task`."""
         if "parent" in kwargs:
             raise InvalidTask("parent= is reserved for tasks that wait for others, which this release has not got yet")
         declared = TaskOptions()
@@ -258,8 +302,45 @@ class TaskAdder:
         options = {name: value for name, value in declared._asdict().items() if value is not None} | self._given
         options.setdefault("name", functions.default_name(path))
         spec = TaskSpec(id=new_id(), function=path, args=args_text, kwargs=kwargs_text, **options)
-        self._queue._add(spec)
+        self._add(spec, self._connection)
         return TaskRef(self._queue, spec.id, created=True)
+
+
+class Batch:
+    """Many tasks in one transaction; what ``with queue.batch() as batch`` gives."""
+
+    def __init__(self, queue: Queue, cursor: Cursor | None) -> None:
+        self._queue = queue
+        self._cursor = cursor
+        """Where full chunks are written as they come; None for a caller's connection, which gets all at the end."""
+        self._specs: list[TaskSpec] = []
+        self._is_open = True
+
+    def options(self, **options: Any) -> TaskAdder:
+        """Return an adder with options for tasks of this batch; see :meth:`queuedtask.Queue.options`. It takes no connection."""
+        if "connection" in options:
+            raise InvalidTask("connection: is given to the batch, not to single tasks of it")
+        return TaskAdder(self._queue, self._keep).options(**options)
+
+    def add_task(self, function: Callable[..., object] | str, /, *args: Any, **kwargs: Any) -> "TaskRef":
+        """Add a task to the batch; see :meth:`queuedtask.Queue.add_task`. Its row is there when the batch has been committed."""
+        return TaskAdder(self._queue, self._keep).add_task(function, *args, **kwargs)
+
+    def _keep(self, spec: TaskSpec, connection: object) -> None:
+        if not self._is_open:
+            raise InvalidTask("a batch takes tasks inside its with block only")
+        self._specs.append(spec)
+        if self._cursor is not None and len(self._specs) >= BATCH_CHUNK:
+            self._write(self._cursor)
+
+    def _close(self, cursor: Cursor) -> None:
+        self._is_open = False
+        if self._specs:
+            self._write(cursor)
+
+    def _write(self, cursor: Cursor) -> None:
+        store.add_many(cursor, self._specs, notify_channel=self._queue._notify_channel)
+        self._specs = []
 
 
 class TaskRef:

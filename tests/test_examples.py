@@ -16,7 +16,7 @@ from queuedtask.model import states
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-TESTED = {"shop.py", "retries.py", "idempotency.py", "progress.py", "shielded.py", "queries.sql"}
+TESTED = {"shop.py", "retries.py", "idempotency.py", "progress.py", "shielded.py", "transactions.py", "queries.sql"}
 
 
 @pytest.fixture
@@ -103,6 +103,20 @@ def test_shielded(example: ModuleType, database_url: str, tmp_path: Path) -> Non
     report = (tmp_path / "2026-03-01.txt").read_bytes()
     assert report == b"2026-03-01: 7.50\n"
     assert (tmp_path / "2026-03-01.sha256").read_text() == sha256(report).hexdigest()
+
+
+@pytest.mark.parametrize("example", ["transactions"], indirect=True)
+def test_transactions(example: ModuleType, database_url: str) -> None:
+    execute(database_url, "CREATE TABLE orders (id int, cents int)")
+    example.place_order(7, 500)
+    with pytest.raises(ValueError, match="costs something"):
+        example.place_order(8, 0)
+    assert execute(database_url, "SELECT id FROM orders") == [(7,)]
+    refs = example.send_all_receipts([1, 2])
+    work(database_url)
+    assert [ref.result for ref in refs] == ["receipt-1.pdf", "receipt-2.pdf"]
+    assert execute(database_url, "SELECT args::text FROM queued_tasks ORDER BY id") == [("[7]",), ("[1]",), ("[2]",)]
+    example.engine.dispose()
 
 
 def test_queries(queue: Queue, database_url: str) -> None:

@@ -58,6 +58,50 @@ AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
 AND queued_tasks.attempt = line.attempt
 ORDER BY line.position;
 
+-- add_many
+WITH added AS (
+    INSERT INTO queued_tasks (id, name, state, function, args, kwargs, channel, priority, date_scheduled,
+        timeout, max_retries, context, meta)
+    SELECT spec.id AS id, spec.name AS name, CASE WHEN (coalesce(spec.run_at, clock_timestamp() + spec.delay *
+        interval '1 second') > clock_timestamp()) THEN 'waiting' ELSE 'enqueued' END AS anon_2, spec.function
+        AS function, spec.arg AS arg, spec.kwarg AS kwarg, spec.channel AS channel, spec.priority AS priority,
+        coalesce(spec.run_at, clock_timestamp() + spec.delay * interval '1 second') AS coalesce_1,
+        spec.timeout AS timeout, spec.max_retrie AS max_retrie, spec.context AS context, spec.meta AS meta
+    FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(names)s AS TEXT[]), CAST(%(functions)s AS TEXT[]),
+        CAST(%(args)s AS JSONB[]), CAST(%(kwargs)s AS JSONB[]), CAST(%(channels)s AS TEXT[]),
+        CAST(%(prioritys)s AS INTEGER[]), CAST(%(delays)s AS DOUBLE PRECISION[]), CAST(%(run_ats)s AS
+        TIMESTAMP WITH TIME ZONE[]), CAST(%(timeouts)s AS DOUBLE PRECISION[]), CAST(%(max_retries)s AS
+        INTEGER[]), CAST(%(contexts)s AS JSONB[]), CAST(%(metas)s AS JSONB[])) AS spec(id, name, function,
+        arg, kwarg, channel, priority, delay, run_at, timeout, max_retrie, context, meta)
+    RETURNING queued_tasks.id
+)
+SELECT (
+    SELECT count(*) AS count_1
+    FROM added
+) AS anon_1;
+
+-- add_many_and_notify
+WITH added AS (
+    INSERT INTO queued_tasks (id, name, state, function, args, kwargs, channel, priority, date_scheduled,
+        timeout, max_retries, context, meta)
+    SELECT spec.id AS id, spec.name AS name, CASE WHEN (coalesce(spec.run_at, clock_timestamp() + spec.delay *
+        interval '1 second') > clock_timestamp()) THEN 'waiting' ELSE 'enqueued' END AS anon_2, spec.function
+        AS function, spec.arg AS arg, spec.kwarg AS kwarg, spec.channel AS channel, spec.priority AS priority,
+        coalesce(spec.run_at, clock_timestamp() + spec.delay * interval '1 second') AS coalesce_1,
+        spec.timeout AS timeout, spec.max_retrie AS max_retrie, spec.context AS context, spec.meta AS meta
+    FROM unnest(CAST(%(ids)s AS UUID[]), CAST(%(names)s AS TEXT[]), CAST(%(functions)s AS TEXT[]),
+        CAST(%(args)s AS JSONB[]), CAST(%(kwargs)s AS JSONB[]), CAST(%(channels)s AS TEXT[]),
+        CAST(%(prioritys)s AS INTEGER[]), CAST(%(delays)s AS DOUBLE PRECISION[]), CAST(%(run_ats)s AS
+        TIMESTAMP WITH TIME ZONE[]), CAST(%(timeouts)s AS DOUBLE PRECISION[]), CAST(%(max_retries)s AS
+        INTEGER[]), CAST(%(contexts)s AS JSONB[]), CAST(%(metas)s AS JSONB[])) AS spec(id, name, function,
+        arg, kwarg, channel, priority, delay, run_at, timeout, max_retrie, context, meta)
+    RETURNING queued_tasks.id
+)
+SELECT (
+    SELECT count(*) AS count_1
+    FROM added
+) AS anon_1, pg_notify(CAST(%(notify_channel)s AS TEXT), '') AS pg_notify_1;
+
 -- attempts
 SELECT queued_task_attempts.attempt, queued_task_attempts.outcome, queued_task_attempts.error_type,
     queued_task_attempts.error_message, queued_task_attempts.error_traceback, queued_task_attempts.worker,

@@ -10,8 +10,19 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Protocol
 
-from sqlalchemy import ARRAY, ColumnClause, ColumnElement, Executable, TableValuedAlias, bindparam, cast, func
-from sqlalchemy.dialects.postgresql import psycopg2
+from sqlalchemy import (
+    ARRAY,
+    ColumnClause,
+    ColumnElement,
+    Executable,
+    TableValuedAlias,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB, psycopg2
 from sqlalchemy.sql.type_api import TypeEngine
 
 
@@ -38,12 +49,12 @@ class Statement:
         if name in _registry:
             raise ValueError(f"two statements are named {name!r}")
         self.name = name
-        self._core = core
+        self.core = core
         _registry[name] = self
 
     @cached_property
     def _compiled(self) -> tuple[str, dict[str, Any]]:
-        compiled = self._core.compile(dialect=_dialect, compile_kwargs={"render_postcompile": True})  # type: ignore[attr-defined]
+        compiled = self.core.compile(dialect=_dialect, compile_kwargs={"render_postcompile": True})  # type: ignore[attr-defined]
         return str(compiled), dict(compiled.params)
 
     @property
@@ -54,7 +65,13 @@ class Statement:
     def __call__(self, cursor: Cursor, **parameters: Any) -> Cursor:
         """Execute the statement. Parameters that it needs and that are not given are NULL."""
         sql, defaults = self._compiled
-        cursor.execute(sql, {**defaults, **parameters})
+        given = {**defaults, **parameters}
+        # A cursor that compiles for a driver of its own wants the statement instead of our text; see db/callers.
+        execute_statement = getattr(cursor, "execute_statement", None)
+        if execute_statement is None:
+            cursor.execute(sql, given)
+        else:
+            execute_statement(self, {name: given[name] for name in defaults})
         return cursor
 
 
@@ -65,8 +82,12 @@ def all_statements() -> Iterator[Statement]:
 
 
 def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> ColumnElement[Any]:
-    """Return a named parameter with its type spelt out in the SQL, so that no driver has to guess it."""
-    return cast(bindparam(name), type_)
+    """Return a named parameter with its type spelt out in the SQL, so that no driver has to guess it.
+
+    JSON and ids go in as the texts that they are, whoever executes the statement.
+    """
+    is_text = isinstance(type_, type) and issubclass(type_, JSONB | Uuid)
+    return cast(bindparam(name, type_=Text() if is_text else None), type_)
 
 
 def rows(name: str, *columns: ColumnClause[Any], position: str | None = None) -> TableValuedAlias:

@@ -142,6 +142,83 @@ def add(cursor: Cursor, spec: TaskSpec, *, notify_channel: str | None) -> None:
     statement(cursor, notify_channel=notify_channel, **spec._asdict())
 
 
+# The columns of a TaskSpec, by what becomes of them in the row.
+_spec = rows(
+    "spec",
+    column("id", Uuid),
+    column("name", Text),
+    column("function", Text),
+    column("arg", JSONB),
+    column("kwarg", JSONB),
+    column("channel", Text),
+    column("priority", Integer),
+    column("delay", Double),
+    column("run_at", Timestamp),
+    column("timeout", Double),
+    column("max_retrie", Integer),
+    column("context", JSONB),
+    column("meta", JSONB),
+)
+_spec_scheduled = func.coalesce(_spec.c.run_at, CLOCK + _spec.c.delay * SECOND)
+_added_many = (
+    insert(tasks)
+    .from_select(
+        [
+            *("id", "name", "state", "function", "args", "kwargs", "channel", "priority"),
+            *("date_scheduled", "timeout", "max_retries", "context", "meta"),
+        ],
+        select(
+            _spec.c.id,
+            _spec.c.name,
+            case((_spec_scheduled > CLOCK, _literal(states.WAITING)), else_=_literal(states.ENQUEUED)),
+            _spec.c.function,
+            _spec.c.arg,
+            _spec.c.kwarg,
+            _spec.c.channel,
+            _spec.c.priority,
+            _spec_scheduled,
+            _spec.c.timeout,
+            _spec.c.max_retrie,
+            _spec.c.context,
+            _spec.c.meta,
+        ),
+    )
+    .returning(tasks.c.id)
+    .cte("added")
+)
+_count_added = select(func.count()).select_from(_added_many).scalar_subquery()
+
+ADD_MANY = Statement("add_many", select(_count_added))
+ADD_MANY_AND_NOTIFY = Statement(
+    "add_many_and_notify", select(_count_added, func.pg_notify(parameter("notify_channel", Text), _literal("")))
+)
+
+
+def add_many(cursor: Cursor, specs: Sequence[TaskSpec], *, notify_channel: str | None) -> None:
+    """Insert tasks and, with a channel given, wake the workers when the transaction commits; in one statement."""
+    columns = dict(zip(TaskSpec._fields, map(list, zip(*specs, strict=True)), strict=True))
+    # A column in which nothing is given goes as an empty array: unnest() fills up with NULL.
+    given = {name: values if any(v is not None for v in values) else [] for name, values in columns.items()}
+    statement = ADD_MANY if notify_channel is None else ADD_MANY_AND_NOTIFY
+    statement(
+        cursor,
+        notify_channel=notify_channel,
+        ids=given["id"],
+        names=given["name"],
+        functions=given["function"],
+        args=given["args"],
+        kwargs=given["kwargs"],
+        channels=given["channel"],
+        prioritys=given["priority"],
+        delays=given["delay"],
+        run_ats=given["run_at"],
+        timeouts=given["timeout"],
+        max_retries=given["max_retries"],
+        contexts=given["context"],
+        metas=given["meta"],
+    )
+
+
 def notify(cursor: Cursor, notify_channel: str) -> None:
     """Wake the workers when the transaction commits."""
     NOTIFY(cursor, notify_channel=notify_channel)
