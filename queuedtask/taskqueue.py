@@ -317,13 +317,16 @@ class Batch:
         self._is_open = True
 
     def options(self, **options: Any) -> TaskAdder:
-        """Return an adder with options for tasks of this batch; see :meth:`queuedtask.Queue.options`. It takes no connection."""
+        """Return an adder with options for tasks of this batch; see :meth:`queuedtask.Queue.options`.
+
+        Raises InvalidTask for a connection: that is the batch's.
+        """
         if "connection" in options:
             raise InvalidTask("connection: is given to the batch, not to single tasks of it")
         return TaskAdder(self._queue, self._keep).options(**options)
 
     def add_task(self, function: Callable[..., object] | str, /, *args: Any, **kwargs: Any) -> "TaskRef":
-        """Add a task to the batch; see :meth:`queuedtask.Queue.add_task`. Its row is there when the batch has been committed."""
+        """Add a task to the batch; see :meth:`queuedtask.Queue.add_task`. Its row is there when the batch is committed."""
         return TaskAdder(self._queue, self._keep).add_task(function, *args, **kwargs)
 
     def _keep(self, spec: TaskSpec, connection: object) -> None:

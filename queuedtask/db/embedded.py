@@ -377,9 +377,10 @@ class EmbeddedServer:
             if postmaster is not None:
                 return postmaster
             said = self._log_tail(offset)
-            # After a kill -9 of the server its children take a moment to notice, and hold its memory until
-            # then.
-            if "still in use" not in said or time.monotonic() > deadline:
+            # After a kill -9 of the server its children take a moment to notice, and hold its memory until then. One
+            # that was stopped just now may have left its directory, but not its socket yet.
+            is_leaving = "still in use" in said or "Is another postmaster" in said
+            if not is_leaving or time.monotonic() > deadline:
                 raise self._failure("did not start", said)
             time.sleep(0.1)
 

@@ -410,13 +410,23 @@ def backends(url: str, where: str = "") -> list[int]:
     ]
 
 
+def stop_when_idle(url: str, number: int) -> list[int]:
+    """Stop so many backends while they hold nothing that others wait for; none when they are busy."""
+    found = backends(url, "AND state = 'idle'")
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    if len(found) == number and sorted(backends(url, "AND state = 'idle'")) == sorted(found):
+        return found
+    for pid in found:
+        os.kill(pid, signal.SIGCONT)
+    return []
+
+
 def test_a_server_that_stops_answering_is_hung_up_on(own_queue: Queue, own_server: EmbeddedServer) -> None:
     with tree(own_server.url, "-w", "2", lease=6, heartbeat_interval=1) as worker:
         wait_until(lambda: is_running(own_queue, 1), 20)
         own_queue.close()  # the test's own connection is to go on
-        stopped = wait_until(lambda: found if len(found := backends(own_server.url)) == 3 else [], 10)
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
+        stopped = wait_until(lambda: stop_when_idle(own_server.url, 3), 20)
         try:
             ref = own_queue.add_task(jobs.sleep, 0.1)
             wait_until(lambda: ref.state == "done", 40)
