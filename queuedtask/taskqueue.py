@@ -326,7 +326,7 @@ class Batch:
         return TaskAdder(self._queue, self._keep).options(**options)
 
     def add_task(self, function: Callable[..., object] | str, /, *args: Any, **kwargs: Any) -> "TaskRef":
-        """Add a task to the batch; see :meth:`queuedtask.Queue.add_task`. Its row is there when the batch is committed."""
+        """Add a task to the batch; see :meth:`queuedtask.Queue.add_task`. Its row comes with the batch."""
         return TaskAdder(self._queue, self._keep).add_task(function, *args, **kwargs)
 
     def _keep(self, spec: TaskSpec, connection: object) -> None:
