@@ -44,6 +44,12 @@ def wait_until(predicate: Callable[[], T], timeout: float = 10.0, interval: floa
         time.sleep(interval)
 
 
+def has_begun(ref: Any) -> bool:
+    """Tell whether a task's own code runs, as its row shows half a second later; *doing* is also what is claimed."""
+    row = ref.row()
+    return row.state == "doing" and row.date_started is not None
+
+
 def raw_connection(url: str, *, autocommit: bool = True) -> Any:
     """Return a psycopg2 connection to the database of a SQLAlchemy URL; the caller closes it."""
     parts = urlsplit(url)

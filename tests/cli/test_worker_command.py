@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import execute, wait_until
+from helpers import execute, has_begun, wait_until
 from queuedtask import Queue
 
 SLEEPER = """
@@ -60,13 +60,13 @@ def worker(project: Path, url: str, *arguments: str) -> Iterator[subprocess.Pope
 def test_a_signal_lets_what_ends_in_time_end_and_hands_the_rest_back(
     queue: Queue, database_url: str, project: Path, number: signal.Signals
 ) -> None:
-    short = queue.add_task("sleeper:sleep", 1)
+    short = queue.add_task("sleeper:sleep", 2)
     long = queue.add_task("sleeper:sleep", 60)
-    with worker(project, database_url, "-w", "4", "--shutdown-timeout", "2") as process:
-        wait_until(lambda: len(queue.find(state="doing")) == 2, 20)
+    with worker(project, database_url, "-w", "4", "--shutdown-timeout", "3") as process:
+        wait_until(lambda: has_begun(short) and has_begun(long), 20)
         process.send_signal(number)
         assert process.wait(20) == 0
-    assert (short.state, short.result) == ("done", 1)
+    assert (short.state, short.result) == ("done", 2)
     row = long.row()
     assert (row.state, row.failures, row.claimed_by) == ("enqueued", 0, None)
     assert queue.workers() == []
@@ -75,7 +75,7 @@ def test_a_signal_lets_what_ends_in_time_end_and_hands_the_rest_back(
 def test_a_second_signal_ends_it_at_once(queue: Queue, database_url: str, project: Path) -> None:
     ref = queue.add_task("sleeper:sleep", 60)
     with worker(project, database_url, "--shutdown-timeout", "50") as process:
-        wait_until(lambda: ref.state == "doing", 20)
+        wait_until(lambda: has_begun(ref), 20)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
         # Two signals that arrive together are one to Python: the second one is sent again until it has arrived.

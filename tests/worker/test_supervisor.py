@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import apply_migrations, execute, wait_until
+from helpers import apply_migrations, execute, has_begun, wait_until
 from queuedtask import Queue, TaskRef
 from queuedtask.db.embedded import EmbeddedServer
 
@@ -81,7 +81,7 @@ def test_the_tasks_of_a_whole_tree_that_is_killed_are_taken_over_within_the_leas
     with tree(database_url, "-w", "4", **settings) as victim:
         wait_until(lambda: is_running(queue, 1), 20)
         refs = [queue.add_task(jobs.sleep, 5.0) for _ in range(4)]
-        wait_until(lambda: all(ref.state == "doing" for ref in refs), 10)
+        wait_until(lambda: all(has_begun(ref) for ref in refs), 10)
         with tree(database_url, "-w", "4", **settings) as heir:
             wait_until(lambda: is_running(queue, 2), 20)
             victim.signal(signal.SIGSTOP, all_of_them=True)  # so that none of them notices the death of another
@@ -133,8 +133,8 @@ def test_a_process_that_dies_at_once_again_and_again_is_started_after_growing_de
             deaths.append(time.monotonic())
             wait_until(lambda pid=child: worker.children() != [pid] and worker.children(), 20)
             deaths[-1] = time.monotonic() - deaths[-1]
-    assert deaths[0] < 1.0 <= deaths[3] + 0.5, deaths
-    assert deaths[3] > deaths[2] > deaths[1], deaths
+    # From the kill to the next start: at once at first, then after half a second, one and two.
+    assert [deaths[1] >= 0.5, deaths[2] >= 1.0, deaths[3] >= 2.0] == [True] * 3, deaths
 
 
 def test_a_task_that_writes_on_every_descriptor_does_not_take_the_supervisor_down(
@@ -153,8 +153,8 @@ def test_a_task_that_writes_on_every_descriptor_does_not_take_the_supervisor_dow
 def test_a_child_that_lives_on_without_its_supervisor_ends_in_order(queue: Queue, database_url: str) -> None:
     with tree(database_url, "-w", "2") as worker:
         wait_until(lambda: is_running(queue, 1), 20)
-        ref = queue.add_task(jobs.sleep, 1.0)
-        wait_until(lambda: ref.state == "doing", 10)
+        ref = queue.add_task(jobs.sleep, 2.0)
+        wait_until(lambda: has_begun(ref), 10)
         children = worker.children()
         worker.signal(signal.SIGKILL)
         wait_until(lambda: ref.state == "done", 20)
@@ -237,8 +237,8 @@ def test_a_shutdown_in_the_middle_of_many_short_tasks_loses_and_doubles_none(
 def test_one_ctrl_c_for_the_whole_group_counts_once(queue: Queue, database_url: str) -> None:
     with tree(database_url, "-w", "2", "-p", "2") as worker:
         wait_until(lambda: is_running(queue, 2), 20)
-        ref = queue.add_task(jobs.sleep, 1.5)
-        wait_until(lambda: ref.state == "doing", 10)
+        ref = queue.add_task(jobs.sleep, 2.5)
+        wait_until(lambda: has_begun(ref), 10)
         os.killpg(worker.pid, signal.SIGINT)
         assert worker.process.wait(20) == 0
     assert ref.state == "done"
@@ -249,7 +249,7 @@ def test_what_is_handed_back_at_a_shutdown_is_said(queue: Queue, database_url: s
     with tree(database_url, "-w", "2", "--shutdown-timeout", "0.5") as worker:
         wait_until(lambda: is_running(queue, 1), 20)
         ref = queue.add_task(jobs.sleep, 60)
-        wait_until(lambda: ref.state == "doing", 10)
+        wait_until(lambda: has_begun(ref), 10)
         assert worker.stop() == 0
     (line,) = worker.said("handed back 1 unfinished task")
     assert ref.id in line
@@ -282,8 +282,8 @@ def test_a_heartbeat_goes_on_while_a_task_holds_the_interpreter_s_lock(queue: Qu
 def test_sighup_starts_new_processes_before_the_old_ones_end(queue: Queue, database_url: str) -> None:
     with tree(database_url, "-w", "2") as worker:
         wait_until(lambda: is_running(queue, 1), 20)
-        ref = queue.add_task(jobs.sleep, 2.0)
-        wait_until(lambda: ref.state == "doing", 10)
+        ref = queue.add_task(jobs.sleep, 6.0)
+        wait_until(lambda: has_begun(ref), 10)
         (before,) = queue.workers()
         worker.signal(signal.SIGHUP)
         wait_until(lambda: is_running(queue, 2), 20)
@@ -343,7 +343,7 @@ def test_at_the_limit_of_stuck_slots_a_new_process_takes_over_and_the_old_one_fi
     with tree(database_url, "-w", "3", timeout_grace=0.5, max_stuck_slots=2, max_retries=0) as worker:
         wait_until(lambda: is_running(queue, 1), 20)
         beside = queue.add_task(jobs.sleep, 4.0)
-        wait_until(lambda: beside.state == "doing", 10)
+        wait_until(lambda: has_begun(beside), 10)
         stuck = [queue.options(timeout=0.5).add_task(jobs.sleep, 60) for _ in range(2)]
         wait_until(lambda: is_running(queue, 2), 20)
         after = queue.add_task(jobs.process_number)
@@ -364,7 +364,7 @@ def test_sigusr1_shows_the_stacks_of_all_threads(queue: Queue, database_url: str
     with tree(database_url, "-w", "2", "-p", "2") as worker:
         wait_until(lambda: is_running(queue, 2), 20)
         ref = queue.add_task(jobs.sleep, 60)
-        wait_until(lambda: ref.state == "doing", 10)
+        wait_until(lambda: has_begun(ref), 10)
         worker.signal(signal.SIGUSR1)
         wait_until(lambda: len(worker.said("--- stacks of worker")) == 2, 10)
         wait_until(lambda: worker.said("in sleep"), 10)
@@ -459,7 +459,7 @@ def test_no_connection_and_no_transaction_is_held_while_a_task_runs(
 ) -> None:
     with tree(own_server.url, "-w", "4"):
         refs = [own_queue.add_task(jobs.sleep, 60) for _ in range(4)]
-        wait_until(lambda: all(ref.state == "doing" for ref in refs), 20)
+        wait_until(lambda: all(has_begun(ref) for ref in refs), 20)
         own_queue.close()
         # Two of the process and one of its supervisor, however many tasks run.
         wait_until(lambda: len(backends(own_server.url)) == 3, 10)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import execute, raw_connection, wait_until
+from helpers import execute, has_begun, raw_connection, wait_until
 from queuedtask import Queue
 from queuedtask.db import store
 from queuedtask.worker.manager import Manager
@@ -294,11 +294,11 @@ def test_long_tasks_that_were_claimed_ahead_go_to_a_worker_that_is_free(queue: Q
 
 def test_a_stop_finishes_what_ends_in_time_and_hands_the_rest_back_without_using_a_retry(queue: Queue) -> None:
     with working(queue, max_workers=2) as manager:
-        quick = queue.add_task(jobs.sleep, 0.4)
+        quick = queue.add_task(jobs.sleep, 1.5)
         endless = queue.add_task(jobs.spin)
         waiting = queue.add_task(jobs.add, 1, 1)
-        wait_until(lambda: len(queue.find(state="doing")) == 2)
-        manager.stop(1.0)
+        wait_until(lambda: has_begun(quick) and has_begun(endless))
+        manager.stop(2.5)
         wait_until(lambda: not queue.workers(), 10)
     assert quick.state == "done"
     row = endless.row()
@@ -310,7 +310,7 @@ def test_a_stop_finishes_what_ends_in_time_and_hands_the_rest_back_without_using
 def test_what_cannot_be_interrupted_is_handed_back_all_the_same(queue: Queue) -> None:
     with working(queue) as manager:
         ref = queue.add_task(jobs.blocked)
-        wait_until(lambda: ref.state == "doing")
+        wait_until(lambda: has_begun(ref))
         manager.stop(0.0)
         wait_until(lambda: ref.state == "enqueued")
         assert manager.is_abandoning
