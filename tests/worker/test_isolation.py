@@ -112,6 +112,12 @@ def test_it_is_handed_back_at_a_shutdown(queue: Queue, add_suspect: Callable[...
     assert (row.state, row.failures, row.lost_count) == ("enqueued", 0, 1)
 
 
+def test_it_does_not_begin_before_its_row_says_so(queue: Queue, add_suspect: Callable[..., TaskRef]) -> None:
+    with working(queue):
+        ended(add_suspect(jobs.tell, 1), timeout=30)  # so that its process is there already
+        assert ended(add_suspect(jobs.is_start_in_row), timeout=30).result is True
+
+
 def test_it_gets_connections_too(queue: Queue, database_url: str, add_suspect: Callable[..., TaskRef]) -> None:
     execute(database_url, "CREATE TABLE written (value integer)")
     with working(queue):

@@ -63,7 +63,7 @@ def test_the_connection_of_an_interrupted_attempt_is_closed_for_a_cancellation_m
     queue: Queue, database_url: str
 ) -> None:
     with working(queue, max_workers=1, max_retries=0):
-        ref = ended(queue.options(timeout=0.3).add_task(jobs.tell_backend_and_select), "failed", timeout=20)
+        ref = ended(queue.options(timeout=0.3).add_task(jobs.tell_backend_and_spin), "failed", timeout=20)
         backend = ref.context["backend"]
         wait_until(lambda: not execute(database_url, "SELECT 1 FROM pg_stat_activity WHERE pid = %s", (backend,)))
 

@@ -154,10 +154,17 @@ def insert(table: str, value: int, *, fail: bool = False, swallow_for: float = 0
             raise ValueError("after the insert")
 
 
-def tell_backend_and_select() -> None:
+def tell_backend_and_spin() -> None:
     with current_task().connection() as connection:
         set_context("backend", connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
-        connection.exec_driver_sql("SELECT pg_sleep(60)")
+        # Between two statements: in the middle of one SQLAlchemy itself gives the connection up.
+        spin()
+
+
+def is_start_in_row() -> bool:
+    with current_task().connection() as connection:
+        read = "SELECT date_started IS NOT NULL FROM queued_tasks WHERE id = %s"
+        return bool(connection.exec_driver_sql(read, (current_task().id,)).scalar_one())
 
 
 def raise_when_told() -> None:
