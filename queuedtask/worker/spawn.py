@@ -35,17 +35,30 @@ class Stacks:
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
         self._read = 0
+        self._seen = 0
         self._mark: int | None = None
 
     def fileno(self) -> int:
         """Return the descriptor to hand to the process."""
         return self._file.fileno()
 
-    def take(self) -> str:
-        """Return what was written since the last call."""
+    def take(self, *, is_final: bool = False) -> str:
+        """Return what was written since the last call, once it has stopped growing or nothing more can come.
+
+        So a dump that is just being written is not cut in two.
+        """
+        size = os.fstat(self._file.fileno()).st_size
+        is_growing, self._seen = size != self._seen, size
+        if size == self._read or (is_growing and not is_final):
+            return ""
         text = os.pread(self._file.fileno(), _MOST_TO_SEARCH, self._read)
         self._read += len(text)
         return text.decode(errors="replace")
+
+    @property
+    def is_pending(self) -> bool:
+        """Tell whether something was seen that :meth:`take` has not returned yet."""
+        return self._read < self._seen
 
     def mark(self) -> None:
         """Remember this place: what :meth:`last` returns begins here, unless a crash comes after it."""

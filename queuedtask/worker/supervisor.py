@@ -316,10 +316,13 @@ class Supervisor:
     def _place_of(self, child: Child) -> Place | None:
         return next((place for place in self._places if place.child is child), None)
 
-    def _relay_stacks(self, child: Child) -> None:
-        if text := child.process.stacks.take():
+    def _relay_stacks(self, child: Child, *, is_final: bool = False) -> None:
+        stacks = child.process.stacks
+        if text := stacks.take(is_final=is_final):
             sys.stderr.write(f"--- stacks of {child}\n{text}")
             sys.stderr.flush()
+        if stacks.is_pending:
+            self._look_again_at = min(self._look_again_at, time.monotonic() + 0.1)
 
     # ---------------------------------------------------------------------------------------------- starting processes
 
@@ -345,7 +348,7 @@ class Supervisor:
 
     def _ended(self, child: Child, ending: Ending) -> None:
         self._hear(child)  # what it said last
-        self._relay_stacks(child)
+        self._relay_stacks(child, is_final=True)
         after = time.monotonic() - child.started_at
         for _, entry in child.board.entries():
             if entry.process:

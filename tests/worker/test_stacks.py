@@ -238,7 +238,7 @@ def test_a_crash_leaves_its_stack_and_what_was_asked_for_before_is_left_out(runn
     text = stacks.last() or ""
     assert text.startswith("Fatal Python error: Segmentation fault")
     assert "in segfault" in text
-    assert stacks.take() == text
+    assert stacks.take(is_final=True) == text
 
 
 def test_a_process_that_is_killed_without_a_word_leaves_no_stack(runner: Runner) -> None:
@@ -258,11 +258,20 @@ def stacks() -> Iterator[Stacks]:
 
 
 def test_what_was_taken_is_not_taken_again(stacks: Stacks) -> None:
-    assert stacks.take() == ""
+    assert stacks.take(is_final=True) == ""
     os.write(stacks.fileno(), b"one\n")
-    assert stacks.take() == "one\n"
+    assert stacks.take(is_final=True) == "one\n"
     os.write(stacks.fileno(), "two ü\n".encode() + b"\xff")
-    assert stacks.take() == "two ü\n\N{REPLACEMENT CHARACTER}"
+    assert stacks.take(is_final=True) == "two ü\n\N{REPLACEMENT CHARACTER}"
+    assert stacks.take(is_final=True) == ""
+
+
+def test_what_is_still_being_written_is_not_taken_in_two_parts(stacks: Stacks) -> None:
+    os.write(stacks.fileno(), b"one ")
+    assert (stacks.take(), stacks.is_pending) == ("", True)
+    os.write(stacks.fileno(), b"two\n")
+    assert (stacks.take(), stacks.is_pending) == ("", True)
+    assert (stacks.take(), stacks.is_pending) == ("one two\n", False)
     assert stacks.take() == ""
 
 
