@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import BuiltinFunctionType, CoroutineType, FunctionType, GeneratorType, MethodType, ModuleType
@@ -20,7 +20,7 @@ from queuedtask.errors import InvalidTask, UnknownFunction
 MAX_NAME: Final = 255
 """Characters in a task's name."""
 
-_MAIN: Final = ("__main__", "__mp_main__")
+MAIN: Final = ("__main__", "__mp_main__")
 """What the script of this process is called, here and in children that multiprocessing spawned."""
 
 
@@ -35,8 +35,24 @@ def path_of(function: object) -> str:
     """
     if isinstance(function, staticmethod):
         function = function.__func__
+    module, name = check_declared(function)
+    _check_reached(function, module, name)
+    if module in MAIN:
+        module = _name_of_script(function, module, name)
+    return f"{module}:{name}"
+
+
+def check_declared(function: object) -> tuple[str, str]:
+    """Return the module and the qualified name of a function that its module may not have bound yet.
+
+    For decorators. Raises as :func:`path_of` does, as far as that can be told already.
+    """
     module, name = _names(function)
     shown = f"{module}.{name}"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidTask(
+            f"{shown} is a generator function, and calling it runs none of its code: pass a function that consumes it"
+        )
     if "<lambda>" in name:
         raise UnknownFunction(f"{shown} is a lambda, and no worker can import it: write a def at module level")
     if "<locals>" in name:
@@ -44,14 +60,46 @@ def path_of(function: object) -> str:
             f"{shown} is a local function, and no worker can import it: move it to module level (when it "
             "comes from a decorator, put functools.wraps on the decorator's inner function)"
         )
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    return module, name
+
+
+@functools.singledispatch
+def as_function(found: Any) -> Any:
+    """Return what is called for what a path leads to: that itself, unless a library's type is registered here.
+
+    A type that wraps functions and cannot be called, such as Django's Task, is given a function that returns a function
+    for one: made with functools.wraps, so that it counts as the one inside.
+    """
+    return found
+
+
+def check_call(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    """Raise InvalidTask when a function cannot be called with these arguments, as far as it says what it takes."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", repr(function))
         raise InvalidTask(
-            f"{shown} is a generator function, and calling it runs none of its code: pass a function that consumes it"
-        )
-    _check_reached(function, module, name)
-    if module in _MAIN:
-        module = _name_of_script(function, module, name)
-    return f"{module}:{name}"
+            f"{name}{signature} cannot be called with args={args!r}, kwargs={kwargs!r}: {error}"
+        ) from None
+
+
+def local_name(function: object) -> str | None:
+    """Return what to call a function that can go as a pickle, such as ``__main__:main.<locals>.<lambda>``.
+
+    None for one that is bound to an object, and for one that belongs into a module and is not found there.
+    """
+    if isinstance(function, staticmethod):
+        function = function.__func__
+    if not isinstance(function, FunctionType):
+        return None
+    module, name = _names(function)
+    is_local = "<lambda>" in name or "<locals>" in name or module in MAIN
+    return f"{module}:{name}" if is_local else None
 
 
 def unwrap_partial(
@@ -109,7 +157,7 @@ def _names(function: object) -> tuple[str, str]:
 
 def _check_reached(function: object, module: str, name: str) -> None:
     """Refuse a function when its own path leads elsewhere; a decorated one may stand in front of it."""
-    found: object = sys.modules.get(module)
+    found: Any = sys.modules.get(module)
     if found is None:
         raise UnknownFunction(
             f"{module}.{name} is in no module that Python has imported, and no worker could import it: "
@@ -118,6 +166,7 @@ def _check_reached(function: object, module: str, name: str) -> None:
     try:
         for part in name.split("."):
             found = getattr(found, part)
+        found = as_function(found)
     except AttributeError:
         raise UnknownFunction(
             f"{module} has no {name} (any more, or not yet): define the function at module level, under the "
@@ -158,7 +207,7 @@ def _real_name(main: ModuleType) -> str | None:
     file = getattr(main, "__file__", None)
     spec = getattr(main, "__spec__", None)
     # Debuggers and profilers run a script in a __main__ whose spec is their own, or names nothing.
-    if spec is not None and spec.name not in _MAIN and (file is None or spec.origin in (None, file)):
+    if spec is not None and spec.name not in MAIN and (file is None or spec.origin in (None, file)):
         return str(spec.name)
     return None if file is None else _module_of_file(file, tuple(sys.path))
 
@@ -199,7 +248,7 @@ def check_path(path: str) -> str:
         raise InvalidTask(f'a path is a string like "shop.tasks:send", not {type(path).__qualname__}')
     module, colon, name = path.partition(":")
     if colon and _is_dotted(module) and _is_dotted(name):
-        if module in _MAIN:
+        if module in MAIN:
             raise InvalidTask(f"{path!r}: every process has its own {module}, write the module's real name")
         return path
     hint = 'write "module:name", like "shop.tasks:send"'
@@ -227,8 +276,9 @@ def resolve(path: str) -> Callable[..., Any]:
         except AttributeError:
             raise UnknownFunction(f"{path}: {at} has no {part}{_near(part, found)}") from None
         except Exception as error:
-            raise UnknownFunction(f"{path}: {at}.{part} raised {_summary(error)}") from error
+            raise UnknownFunction(f"{path}: {at}.{part} raised {summary(error)}") from error
         at = f"{at}.{part}"
+    found = as_function(found)
     if not callable(found):
         raise UnknownFunction(f"{path}: {at} cannot be called, it is an object of type {type(found).__qualname__}")
     return found  # type: ignore[no-any-return]
@@ -250,9 +300,9 @@ def _import(name: str, path: str) -> ModuleType:
                 f"{path}: there is no module {missing} on this worker's path; is it installed, and was the "
                 "worker started in the right directory?"
             ) from error
-        raise UnknownFunction(f"{path}: the module {name} raised {_summary(error)} when imported") from error
+        raise UnknownFunction(f"{path}: the module {name} raised {summary(error)} when imported") from error
     except (Exception, SystemExit) as error:
-        raise UnknownFunction(f"{path}: the module {name} raised {_summary(error)} when imported") from error
+        raise UnknownFunction(f"{path}: the module {name} raised {summary(error)} when imported") from error
 
 
 def _is_dotted(text: str) -> bool:
@@ -267,7 +317,8 @@ def _near(name: str, owner: object) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _summary(error: BaseException) -> str:
+def summary(error: BaseException) -> str:
+    """Return an error in one line."""
     try:
         text = str(error)
     except Exception:  # str() runs code of the error

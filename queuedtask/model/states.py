@@ -6,7 +6,7 @@ and edge.
 ::
 
     waiting ──release──▶ enqueued ──claim──▶ doing ──finish──▶ done
-       ▲                  ▲     ▲              ├──fail, lose─▶ failed
+       ▲    ◀───hold────  ▲     ▲              ├──fail, lose─▶ failed
        │                  │     └─hand_back,───┤
        │                  │  disown, rescue    ├──call_off───▶ cancelled
        └──────────────────┼─────────retry──────┤
@@ -68,8 +68,12 @@ CANCEL: Final = Edge("cancel", PENDING, CANCELLED)
 """Called off before it ran."""
 STOP: Final = Edge("stop", PENDING, STOPPED)
 """A person stopped it before it ran."""
+HOLD: Final = Edge("hold", (ENQUEUED,), WAITING)
+"""A parent of it goes round again before it has run."""
 REQUEUE: Final = Edge("requeue", FINAL, ENQUEUED)
 """An ended task goes round again."""
+RESCHEDULE: Final = Edge("reschedule", PENDING, WAITING)
+"""A call with the same unique key gives it another time."""
 REVIVE: Final = Edge("revive", (CANCELLED,), WAITING)
 """The ancestor whose failure took it down goes round again."""
 
@@ -87,6 +91,8 @@ EDGES: Final = (
     LOSE,
     CANCEL,
     STOP,
+    HOLD,
     REQUEUE,
+    RESCHEDULE,
     REVIVE,
 )

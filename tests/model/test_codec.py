@@ -808,3 +808,20 @@ def test_text_never_exceeds_its_limit_and_can_always_be_encoded(text, limit):
 def test_the_tags_are_the_ones_that_the_documentation_names():
     for tag in codec._RESTORERS:
         assert f'"{tag}"' in codec.__doc__
+
+
+@pytest.mark.parametrize(
+    ("objects", "merged"),
+    [
+        (("{}", "{}"), {}),
+        (('{"a":1}', "{}"), {"a": 1}),
+        (("{}", '{"a": {"b": 1}}'), {"a": {"b": 1}}),
+        (('{"a":1,"b":2}', '{"b":{"c":3}}', '{"d":4}'), {"a": 1, "b": {"c": 3}, "d": 4}),
+    ],
+)
+def test_merged_objects_have_the_last_of_equal_keys(
+    objects: tuple[str, ...], merged: dict[str, object], database_url: str
+) -> None:
+    text = codec.merge(*objects)
+    assert json.loads(text) == merged
+    assert execute(database_url, "SELECT %s::jsonb", (text,)) == [(merged,)]

@@ -17,6 +17,7 @@ import pytest
 from queuedtask.errors import InvalidTask, UnknownFunction
 from queuedtask.model import functions
 from queuedtask.model.functions import check_path, default_name, path_of, resolve, unwrap_partial
+from queuedtask.model.rules import Rules
 
 TASKS = """
     import functools
@@ -442,3 +443,31 @@ def test_a_script_that_works_off_its_own_tasks_is_not_run_a_second_time(project)
     """
     (project / "selfish.py").write_text(textwrap.dedent(source))
     assert run("selfish.py", folder=project) == "top"
+
+
+class Wrapped:
+    """Stands for a library's type: it has a function and cannot be called."""
+
+    def __init__(self, function):
+        self.function = function
+
+
+def test_a_type_that_is_registered_stands_for_a_function(package):
+    package(wrapped='def send(): return "sent"\ninner = send')
+    module = importlib.import_module("wrapped")
+    module.send = Wrapped(module.inner)
+    with pytest.raises(UnknownFunction, match="cannot be called, it is an object of type Wrapped"):
+        resolve("wrapped:send")
+
+    @functions.as_function.register
+    def function_of(wrapped: Wrapped):
+        @functools.wraps(wrapped.function)
+        def called():
+            return f"{wrapped.function()} by a wrapper"
+
+        return called
+
+    found = resolve("wrapped:send")
+    assert (found(), found.__module__, found.__qualname__) == ("sent by a wrapper", "wrapped", "send")
+    assert path_of(module.inner) == "wrapped:send"
+    assert Rules(["wrapped.*"]).allow_found("wrapped:send", found)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from queuedtask.errors import Retry
 from queuedtask.model import outcome, states
-from queuedtask.model.outcome import Outcome, backoff, decide
+from queuedtask.model.backoff import delay_after
+from queuedtask.model.outcome import Outcome, decide
 from queuedtask.model.states import Edge
 from queuedtask.model.task import Task
 
@@ -24,6 +25,8 @@ def a_task(*, failures: int = 0, max_retries: int | None = None, lost_count: int
 TABLE = [
     (outcome.RETURNED, True, states.FINISH, 0.0, False),
     (outcome.RETURNED, False, states.FINISH, 0.0, False),
+    (outcome.FINISHED, True, states.FINISH, 0.0, False),
+    (outcome.FINISHED, False, states.FINISH, 0.0, False),
     (outcome.RAISED, True, states.RETRY, 5.0, True),
     (outcome.RAISED, False, states.FAIL, 0.0, True),
     (outcome.TIMED_OUT, True, states.RETRY, 5.0, True),
@@ -34,8 +37,14 @@ TABLE = [
     (outcome.ASKED_FOR_CANCEL, False, states.CALL_OFF, 0.0, False),
     (outcome.INTERRUPTED, True, states.HAND_BACK, 0.0, False),
     (outcome.INTERRUPTED, False, states.HAND_BACK, 0.0, False),
+    (outcome.CANCELLED, True, states.CALL_OFF, 0.0, False),
+    (outcome.CANCELLED, False, states.CALL_OFF, 0.0, False),
+    (outcome.STOPPED, True, states.HALT, 0.0, False),
+    (outcome.STOPPED, False, states.HALT, 0.0, False),
     (outcome.LOST, True, states.RESCUE, 0.0, True),
     (outcome.LOST, False, states.RESCUE, 0.0, True),
+    (outcome.REFUSED, True, states.FAIL, 0.0, True),
+    (outcome.REFUSED, False, states.FAIL, 0.0, True),
 ]
 
 
@@ -134,7 +143,7 @@ def test_a_delay_of_zero_is_a_delay() -> None:
 
 
 def test_the_back_off_grows_by_five_up_to_an_hour() -> None:
-    assert [backoff(n) for n in range(8)] == [5, 25, 125, 625, 3125, 3600, 3600, 3600]
+    assert [delay_after(n) for n in range(8)] == [5, 25, 125, 625, 3125, 3600, 3600, 3600]
 
 
 def test_the_back_off_follows_the_failures_and_not_the_attempts() -> None:
@@ -143,12 +152,12 @@ def test_the_back_off_follows_the_failures_and_not_the_attempts() -> None:
 
 
 def test_the_jitter_spreads_by_a_fifth_and_never_over_an_hour() -> None:
-    assert [backoff(0, -1.0), backoff(0, 1.0)] == [4.0, 6.0]
+    assert [delay_after(0, jitter=-1.0), delay_after(0, jitter=1.0)] == [4.0, 6.0]
     assert decide(a_task(), Outcome(outcome.RAISED), max_retries=SETTING, max_lost=MAX_LOST, jitter=-1.0).delay == 4.0
-    assert backoff(9, 1.0) == 3600
+    assert delay_after(9, jitter=1.0) == 3600
 
 
 @given(st.integers(0, 2**31 - 1), st.floats(-1, 1))
 def test_a_back_off_is_within_its_bounds_whatever_came_before(failures: int, jitter: float) -> None:
     plain = min(3600, 5 ** min(failures + 1, 12))
-    assert 0.8 * plain - 1e-9 <= backoff(failures, jitter) <= min(3600, 1.2 * plain + 1e-9)
+    assert 0.8 * plain - 1e-9 <= delay_after(failures, jitter=jitter) <= min(3600, 1.2 * plain + 1e-9)

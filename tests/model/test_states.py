@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Uuid
-from sqlalchemy.dialects.postgresql import psycopg2 as driver
 
 import queuedtask
 from helpers import fresh_database, raw_connection
-from queuedtask.db import store
+from queuedtask.db import moves, store
 from queuedtask.db.embedded import EmbeddedServer
 from queuedtask.db.schema import tasks
-from queuedtask.db.statement import all_statements, parameter, rows
+from queuedtask.db.statement import Statement, all_statements, parameter, rows
 from queuedtask.model import states
 from queuedtask.model.states import Edge
 
@@ -42,7 +41,9 @@ DRAWN = {
     "lose": (["doing"], "failed"),
     "cancel": (["waiting", "enqueued"], "cancelled"),
     "stop": (["waiting", "enqueued"], "stopped"),
+    "hold": (["enqueued"], "waiting"),
     "requeue": (["done", "failed", "cancelled", "stopped"], "enqueued"),
+    "reschedule": (["waiting", "enqueued"], "waiting"),
     "revive": (["cancelled"], "waiting"),
 }
 
@@ -84,22 +85,14 @@ def snapshot(cursor: Any, task_id: str) -> dict[str, Any]:
 
 
 def take(cursor: Any, edge: Edge, task_id: str, *, worker: int = ME, attempt: int = ATTEMPT) -> int:
-    """Run the bare statement that ``_move`` makes from an edge; return how many rows it moved."""
+    """Run the bare statement that ``move`` makes from an edge; return how many rows it moved."""
     if edge.fenced:
         ended = rows("ended", *store._ENDED)
-        move = store._move(edge, tasks.c.id == ended.c.id, ended=ended)
+        move = moves.move(edge, tasks.c.id == ended.c.id, ended=ended)
     else:
-        move = store._move(edge, tasks.c.id == parameter("id", Uuid))
-    compiled = move.compile(dialect=driver.dialect(), compile_kwargs={"render_postcompile": True})
-    given = {
-        "id": task_id,
-        "worker": worker,
-        "ids": [task_id],
-        "attempts": [attempt],
-        "seconds": [None],
-        "contexts": [None],
-    }
-    cursor.execute(str(compiled), compiled.params | given)
+        move = moves.move(edge, tasks.c.id == parameter("id", Uuid))
+    given = {"ids": [task_id], "attempts": [attempt], "seconds": [None], "contexts": [None]}
+    Statement("move", move, is_listed=False)(cursor, id=task_id, worker=worker, **given)
     return int(cursor.rowcount)
 
 
@@ -161,7 +154,7 @@ def test_a_fenced_edge_moves_nothing_but_this_attempt_of_this_worker(
 @pytest.mark.parametrize("edge", FENCED)
 def test_a_fenced_edge_cannot_be_turned_into_an_update_without_its_attempt(edge: Edge) -> None:
     with pytest.raises(AssertionError, match=edge.name):
-        store._move(edge)
+        moves.move(edge)
 
 
 def test_every_statement_that_writes_a_state_is_guarded_as_one_of_the_edges() -> None:
@@ -170,9 +163,9 @@ def test_every_statement_that_writes_a_state_is_guarded_as_one_of_the_edges() ->
     names = {"claim", "finish", "fail", "retry", "rescue", "lose", "release", "requeue", "disown", "disown_all"}
     assert {s.name for s in writers} >= names
     for statement in writers:
-        target = re.search(r"SET state='(\w+)'", statement.sql)
-        guard = re.findall(r"queued_tasks\.state IN \(([^)]*)\)", statement.sql)
+        target = re.search(r"\bSET\b.*?\bstate='(\w+)'(.*?)(RETURNING|\Z)", statement.sql, re.DOTALL)
         assert target, statement.name
+        guard = re.findall(r"queued_tasks\.state IN \(([^)]*)\)", target[2])
         assert guard, statement.name
         # The last one is the update's own; one in a sub-select may stand before it.
         assert (target[1], guard[-1]) in allowed, statement.name
@@ -184,7 +177,11 @@ def test_a_state_is_written_in_one_function_and_where_a_task_is_added() -> None:
         for path in sorted(PACKAGE.rglob("*.py"))
         for place in places_that_write_state(ast.parse(path.read_text(encoding="utf-8")))
     ]
-    assert found == [("db/store.py", "_move"), ("db/store.py", "_added")]
+    assert found == [
+        ("db/moves.py", "move"),
+        *(("db/store.py", place) for place in ("_inserting", "_added_many", "_family_added")),
+        ("db/unique.py", "_adding"),
+    ]
 
 
 def test_the_search_for_writes_of_a_state_finds_them_in_every_spelling() -> None:

@@ -6,10 +6,11 @@ import sys
 import threading
 import time
 import uuid
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from queuedtask.model.task import Task, TaskSpec, _Clock, new_id
+from queuedtask.model.task import Task, TaskSpec, _Source, new_id, time_of
 
 
 def test_an_id_is_a_uuid_of_version_7() -> None:
@@ -64,8 +65,8 @@ def test_ids_go_on_growing_when_the_clock_is_set_back(monkeypatch: pytest.Monkey
 
 def test_ids_grow_within_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_123_456_789)
-    clock = _Clock()
-    stamps = [clock.tick() for _ in range(5000)]
+    source = _Source()
+    stamps = [source.next()[0] for _ in range(5000)]
     assert stamps == list(range(stamps[0], stamps[0] + 5000))
     assert stamps[0] >> 12 == 1_700_000_000_123
     assert (stamps[0] & 0xFFF) / 4096 == pytest.approx(0.456789, abs=1 / 4096)
@@ -79,7 +80,7 @@ children = []
 # As it is when another thread is just making an id: the lock is held, and in the child nobody gives it back.
 holds = threading.Event(); done = threading.Event()
 def hold():
-    with task._clock.lock:
+    with task._source.lock:
         holds.set(); done.wait()
 thread = threading.Thread(target=hold); thread.start(); holds.wait()
 for _ in range(3):
@@ -114,3 +115,14 @@ def test_what_crosses_seams_cannot_be_changed() -> None:
 def test_a_task_is_suspect_from_its_first_loss_on() -> None:
     task = Task("i", "n", "a:b", "[]", "{}", None, attempt=4, failures=3, max_retries=None, timeout=None)
     assert [task._replace(lost_count=n).is_suspect for n in range(3)] == [False, True, True]
+
+
+def test_an_id_says_when_it_was_made() -> None:
+    for _ in range(100):
+        before = time.time_ns() // 1000
+        made = time_of(new_id())
+        after = time.time_ns() // 1000
+        assert made is not None
+        # The part below the millisecond is rounded down, and an id is never made before the one before it.
+        assert before - 2 <= (made - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) <= after + 1
+    assert time_of(str(uuid.uuid4())) is None
