@@ -416,7 +416,7 @@ class EmbeddedServer:
         """Wait until the launched server takes connections; None when it died."""
         deadline = time.monotonic() + _START_TIMEOUT
         while True:
-            alive = _is_alive(pid)
+            alive = is_alive(pid)
             running = self._running()
             if running is not None or not alive:
                 return running
@@ -691,7 +691,7 @@ def _can_hold_socket(directory: str) -> bool:
     return len(path) <= _SOCKET_PATH_LIMIT and directory.isprintable() and not set(directory) & set(",:\"'\\")
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Tell whether the process runs; a zombie does not."""
     try:
         os.kill(pid, 0)

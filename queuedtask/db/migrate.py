@@ -10,7 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import Final, NamedTuple
 
-from queuedtask.db import store
+from queuedtask.db import functions, store
 from queuedtask.db.statement import Cursor
 from queuedtask.errors import SchemaOutdated
 
@@ -88,31 +88,39 @@ def pending(cursor: Cursor) -> list[Migration]:
     return [migration for migration in migrations() if migration.version > version]
 
 
-def upgrade(cursor: Cursor) -> list[Migration]:
-    """Bring the schema to this release's version; return what was applied.
+def upgrade(cursor: Cursor, *, to: int | None = None) -> list[Migration]:
+    """Bring the schema to this release's version, or to an earlier one that is given; return what was applied.
 
     Runs in the caller's transaction and holds an advisory lock until it ends, so that any number of processes may
     start at once. Tables restored from a dump of some of them are adopted: the missing ones are made, the edges
-    between tasks rebuilt, and what was running when the dump was made goes back to the queue.
+    between tasks rebuilt, and what was running when the dump was made goes back to the queue; always up to this
+    release's version, for the rows may be of any. Where the SQL function is installed it becomes that of this release.
     """
     cursor.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
     found = _look(cursor)
     missing = pending(cursor)
+    if to is not None and not found.is_adopted:
+        missing = [migration for migration in missing if migration.version <= to]
     for migration in missing:
         cursor.execute(migration.script())
     if found.is_adopted:
         store.adopt(cursor)
+    functions.upgrade(cursor)
     return missing
 
 
 def script(cursor: Cursor) -> str:
     """Return what :func:`upgrade` would execute as a script for psql; an empty text when nothing is missing."""
     missing = pending(cursor)
-    if not missing:
+    function = functions.installed(cursor)
+    is_outdated = function is not None and not function.is_current
+    if not missing and not is_outdated:
         return ""
     parts = ["BEGIN;\n", f"SELECT pg_advisory_xact_lock({LOCK});\n", *(migration.script() for migration in missing)]
     if _look(cursor).is_adopted:
         parts += [f"{statement.sql};\n" for statement in store.ADOPT]
+    if function is not None and is_outdated:
+        parts.append(functions.script(cursor, function.settings))
     return "\n".join([*parts, "COMMIT;\n"])
 
 

@@ -20,24 +20,16 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    table,
     text,
 )
 
+from queuedtask.db.moves import CLOCK, in_state, literal
 from queuedtask.db.schema import attempts, logs, tasks, workers
 from queuedtask.db.statement import Cursor, Statement, parameter, rows
-from queuedtask.db.store import REQUEUE_FITS, Requeue
+from queuedtask.db.store import ORDERABLE_FITS, Orderable, Requeue, is_enqueued, requeueable
 from queuedtask.model import states
-
-CLOCK = func.clock_timestamp()
-
-
-def _literal(value: str) -> ColumnElement[Any]:
-    # Constants of ours stand in the SQL itself: PostgreSQL can then prove that a partial index fits.
-    return literal_column(f"'{value}'")
-
-
-def _is_in(state: str) -> ColumnElement[bool]:
-    return tasks.c.state == _literal(state)
+from queuedtask.model.progress import share_of
 
 
 def _seconds(interval: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -71,12 +63,16 @@ class TaskRow(NamedTuple):
     requeues: int
     timeout: float | None
     claimed_by: int | None
+    cancel_requested: datetime | None
+    """Since when it is told to end, if it runs; the same of the next one."""
+    stop_requested: datetime | None
     context: str | None
     result: str | None
     error_type: str | None
     error_message: str | None
     error_traceback: str | None
     meta: str | None
+    unique_key: str | None
 
 
 _AS_TEXT = {"id", "args", "kwargs", "context", "result", "meta"}
@@ -124,9 +120,23 @@ def find_tasks(
     return [TaskRow._make(row) for row in found.fetchall()]
 
 
+ESTIMATED_TASKS = Statement(
+    "estimated_tasks",
+    select(cast(column("reltuples"), BigInteger))
+    .select_from(table("pg_class", column("oid"), column("reltuples")))
+    .where(column("oid") == func.to_regclass(literal(tasks.name))),
+)
+
+
+def estimated_tasks(cursor: Cursor) -> int:
+    """Return about how many tasks there are, as the server noted it at its last look; -1 before the first one."""
+    row = ESTIMATED_TASKS(cursor).fetchone()
+    return -1 if row is None else int(row[0])
+
+
 REQUEUEABLE = Statement(
     "requeueable",
-    select(*_task_columns).where(*REQUEUE_FITS).order_by(tasks.c.date_done).limit(parameter("limit", Integer)),
+    select(*_task_columns).where(tasks.c.id == any_(requeueable(lock=False))).order_by(tasks.c.date_done),
 )
 
 
@@ -134,6 +144,44 @@ def requeueable_tasks(cursor: Cursor, which: Requeue) -> list[TaskRow]:
     """Return what a requeue would send round again now, in its order."""
     found = REQUEUEABLE(cursor, **which._asdict() | {"states": list(which.states)})
     return [TaskRow._make(row) for row in found.fetchall()]
+
+
+ORDERABLE = Statement(
+    "orderable",
+    select(*_task_columns).where(*ORDERABLE_FITS).order_by(tasks.c.id).limit(parameter("limit", Integer)),
+)
+
+
+def orderable_tasks(cursor: Cursor, which: Orderable) -> list[TaskRow]:
+    """Return what could be cancelled or stopped now, the oldest first."""
+    found = ORDERABLE(cursor, **which._asdict() | {"states": list(which.states)})
+    return [TaskRow._make(row) for row in found.fetchall()]
+
+
+class TaskEnd(NamedTuple):
+    """What somebody who waits for the end of a task has to know of it."""
+
+    state: str
+    is_awaited: bool
+    """Its end will be made known."""
+    result: str | None
+    error_type: str | None
+    error_message: str | None
+    error_traceback: str | None
+
+
+END = Statement(
+    "end",
+    select(
+        *(cast(tasks.c[name], Text) if name in _AS_TEXT else tasks.c[name] for name in TaskEnd._fields),
+    ).where(tasks.c.id == parameter("id", Uuid)),
+)
+
+
+def task_end(cursor: Cursor, task_id: str) -> TaskEnd | None:
+    """Return how a task has ended, or that it has not; None where there is none."""
+    row = END(cursor, id=task_id).fetchone()
+    return None if row is None else TaskEnd._make(row)
 
 
 COUNT_STATES = Statement("count_states", select(tasks.c.state, func.count().label("count")).group_by(tasks.c.state))
@@ -163,7 +211,7 @@ OLDEST_ENQUEUED = Statement(
         tasks.c.date_enqueued,
         _seconds(CLOCK - tasks.c.date_enqueued).label("age"),
     )
-    .where(_is_in(states.ENQUEUED))
+    .where(is_enqueued)
     .order_by(tasks.c.date_enqueued)
     .limit(literal_column("1")),
 )
@@ -206,7 +254,7 @@ STATS = Statement(
     "stats",
     select(
         _sample.c.name,
-        *(func.count().filter(_sample.c.state == _literal(state)).label(state) for state in states.STATES),
+        *(func.count().filter(_sample.c.state == literal(state)).label(state) for state in states.STATES),
         func.sum(_sample.c.failures).label("failures"),
         func.avg(_run_time).label("seconds_average"),
         func.percentile_cont(literal_column("0.95")).within_group(_run_time).label("seconds_p95"),
@@ -347,6 +395,8 @@ class RunningRow(NamedTuple):
     timeout: float | None
     """The task's own; None where its function or the worker's configuration says it, which the row does not know."""
     seconds: float
+    progress: float | None
+    """Its share of the whole, as far as its context says that."""
 
     @property
     def is_overdue(self) -> bool:
@@ -365,19 +415,21 @@ RUNNING = Statement(
         tasks.c.date_started,
         tasks.c.timeout,
         _seconds(CLOCK - tasks.c.date_started).label("age"),
+        cast(tasks.c.context["progress"], Text).label("progress"),
     )
-    .where(_is_in(states.DOING), tasks.c.date_started.is_not(None))
+    .where(in_state(states.DOING), tasks.c.date_started.is_not(None))
     .order_by(tasks.c.claimed_by, tasks.c.date_started),
 )
 
 
 def running_tasks(cursor: Cursor) -> list[RunningRow]:
     """Return what the slots of all workers have been running for half a second or more, by worker."""
-    return [RunningRow._make(row) for row in RUNNING(cursor).fetchall()]
+    found = [(*row[:-1], share_of(json.loads(row[-1] or "null"))) for row in RUNNING(cursor).fetchall()]
+    return [RunningRow._make(row) for row in found]
 
 
 SERVER_VERSION = Statement(
-    "server_version", select(func.current_setting(_literal("server_version")), func.clock_timestamp())
+    "server_version", select(func.current_setting(literal("server_version")), func.clock_timestamp())
 )
 
 
@@ -421,7 +473,7 @@ RUN_STATES = Statement(
 RUN_CURRENT = Statement(
     "demo_current",
     select(cast(tasks.c.args, Text), _seconds(CLOCK - tasks.c.date_started).label("age"))
-    .where(*_of_run, _is_in(states.DOING))
+    .where(*_of_run, in_state(states.DOING))
     .order_by(tasks.c.date_started, tasks.c.date_enqueued)
     .limit(parameter("limit", Integer)),
 )
@@ -439,7 +491,7 @@ RUN_TOTALS = Statement(
         _sum("size").label("bytes"),
         _sum("lines").label("lines"),
         _sum("definitions").label("definitions"),
-        func.count().filter(func.jsonb_exists(_result, _literal("syntax_error"))).label("unparsed"),
+        func.count().filter(func.jsonb_exists(_result, literal("syntax_error"))).label("unparsed"),
         func.count(tasks.c.claimed_by.distinct()).label("workers"),
         _seconds(func.max(tasks.c.date_done) - func.min(tasks.c.date_started)).label("seconds"),
     ).where(*_of_run),
@@ -448,7 +500,7 @@ RUN_TOTALS = Statement(
 RUN_SLOWEST = Statement(
     "demo_slowest",
     select(cast(tasks.c.args, Text), _seconds(tasks.c.date_done - tasks.c.date_started).label("seconds"))
-    .where(*_of_run, tasks.c.date_started.is_not(None), _is_in(states.DONE))
+    .where(*_of_run, tasks.c.date_started.is_not(None), in_state(states.DONE))
     .order_by((tasks.c.date_done - tasks.c.date_started).desc())
     .limit(parameter("limit", Integer)),
 )
@@ -456,7 +508,7 @@ RUN_SLOWEST = Statement(
 RUN_FAILED = Statement(
     "demo_failed",
     select(cast(tasks.c.args, Text), tasks.c.error_type, tasks.c.error_message)
-    .where(*_of_run, _is_in(states.FAILED))
+    .where(*_of_run, in_state(states.FAILED))
     .order_by(tasks.c.id)
     .limit(parameter("limit", Integer)),
 )

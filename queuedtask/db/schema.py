@@ -24,6 +24,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 metadata = MetaData()
 
+
 Timestamp = DateTime(timezone=True)
 NOW = text("clock_timestamp()")
 
@@ -66,6 +67,7 @@ tasks = Table(
     Column("auto_remove", Boolean, nullable=False, server_default=text("false")),
     Column("pickled_function", LargeBinary),
     Column("meta", JSONB),
+    Column("is_awaited", Boolean, nullable=False, server_default=text("false")),
 )
 
 logs = Table(
@@ -104,6 +106,7 @@ dependencies = Table(
     metadata,
     Column("task", Uuid, ForeignKey("queued_tasks.id", ondelete="CASCADE"), primary_key=True),
     Column("parent", Uuid, ForeignKey("queued_tasks.id", ondelete="CASCADE"), primary_key=True),
+    Column("added_in", BigInteger, nullable=False, server_default=text("((pg_current_xact_id())::text)::bigint")),
 )
 
 attempts = Table(
@@ -139,6 +142,17 @@ schedules = Table(
     Column("date_last_tick", Timestamp),
     Column("date_created", Timestamp, nullable=False, server_default=NOW),
     Column("date_updated", Timestamp, nullable=False, server_default=NOW),
+    Column("definition", Text),
+    Column("date_next", Timestamp),
+    Column("last_task", Uuid),
+)
+
+ticks = Table(
+    "queued_task_ticks",
+    metadata,
+    Column("schedule", String(255), primary_key=True),
+    Column("tick", Timestamp, primary_key=True),
+    Column("task", Uuid, nullable=False),
 )
 
 channels = Table(
@@ -150,6 +164,7 @@ channels = Table(
     Column("per_seconds", Double),
     Column("is_paused", Boolean, nullable=False, server_default=text("false")),
     Column("date_updated", Timestamp, nullable=False, server_default=NOW),
+    Column("starts", JSONB, nullable=False, server_default=text("'[]'")),
 )
 
 migrations = Table(

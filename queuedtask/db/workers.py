@@ -7,14 +7,27 @@ changes, never at how old it is.
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Double, Integer, Text, any_, func, insert, literal_column, or_, select, true, update
+from sqlalchemy import (
+    Double,
+    Integer,
+    Text,
+    and_,
+    any_,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from queuedtask.db.moves import CLOCK, SECOND, literal
 from queuedtask.db.schema import Timestamp, tasks, workers
 from queuedtask.db.statement import Cursor, Statement, parameter
 from queuedtask.model import states
-
-CLOCK = func.clock_timestamp()
 
 REGISTER_WORKER = Statement(
     "register_worker",
@@ -64,7 +77,7 @@ RETIRE_WORKER = Statement(
         is_running=literal_column("false"),
         active_workers=literal_column("0"),
         idle_workers=literal_column("0"),
-        stuck=literal_column("'[]'"),
+        stuck=literal("[]"),
     ),
 )
 
@@ -74,13 +87,14 @@ RETIRE_ALL_WORKERS = Statement(
         is_running=literal_column("false"),
         active_workers=literal_column("0"),
         idle_workers=literal_column("0"),
-        stuck=literal_column("'[]'"),
+        stuck=literal("[]"),
     ),
 )
 
+_is_claimed = and_(tasks.c.state == literal(states.DOING), tasks.c.claimed_by.is_not(None))
 _owners = (
     select(tasks.c.claimed_by.label("id"))
-    .where(tasks.c.state == literal_column(f"'{states.DOING}'"), tasks.c.claimed_by.is_not(None))
+    .where(_is_claimed)
     .union(select(workers.c.id).where(workers.c.is_running))
     .subquery("owners")
 )
@@ -103,6 +117,30 @@ LOCK_SILENT_WORKER = Statement(
         ),
     )
     .with_for_update(skip_locked=True, key_share=True),
+)
+
+
+# Long ago: nobody has heard of it for as long as any task is kept, so at most a task that was kept for a child's sake
+# still names it.
+REMOVE_WORKERS = Statement(
+    "remove_workers",
+    delete(workers).where(
+        workers.c.id
+        == any_(
+            func.array(
+                select(workers.c.id)
+                .where(
+                    ~workers.c.is_running,
+                    workers.c.last_heartbeat < func.now() - parameter("seconds", Double) * SECOND,
+                    workers.c.id.not_in(select(tasks.c.claimed_by).where(_is_claimed)),
+                )
+                .order_by(workers.c.id)
+                .limit(parameter("limit", Integer))
+                .with_for_update(skip_locked=True)
+                .scalar_subquery()
+            )
+        )
+    ),
 )
 
 
@@ -133,6 +171,11 @@ def heartbeat(cursor: Cursor, *, worker: int, slots: int, active: int, stuck: st
 def retire(cursor: Cursor, *, worker: int) -> None:
     """Say that a worker has ended, in order or not."""
     RETIRE_WORKER(cursor, worker=worker)
+
+
+def remove_ended(cursor: Cursor, *, seconds: float, limit: int) -> int:
+    """Delete rows of workers that ended so many seconds ago and of which no task runs; return how many."""
+    return REMOVE_WORKERS(cursor, seconds=seconds, limit=limit).rowcount
 
 
 class Owner(NamedTuple):

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg2
 import pytest
 from sqlalchemy import create_engine, exc
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from helpers import execute, raw_connection, wait_until
 from queuedtask.config import Config
@@ -23,6 +24,8 @@ from queuedtask.db import connections
 from queuedtask.db.connections import Database, is_transient
 from queuedtask.db.embedded import EmbeddedServer
 from queuedtask.errors import ConfigError, DatabaseUnavailable
+
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
 @pytest.fixture
@@ -91,13 +94,12 @@ def test_an_error_in_autocommit_leaves_the_connection_usable(database: Database)
 
 
 def test_nothing_is_opened_before_it_is_used(database_url: str, database: Database) -> None:
-    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    assert execute(database_url, count) == [(0,)]
+    assert execute(database_url, CONNECTIONS) == [(0,)]
     with database.transaction() as cursor:
         backend(cursor)
-    assert execute(database_url, count) == [(1,)]
+    assert execute(database_url, CONNECTIONS) == [(1,)]
     database.close()
-    wait_until(lambda: execute(database_url, count) == [(0,)])
+    wait_until(lambda: execute(database_url, CONNECTIONS) == [(0,)])
 
 
 def test_a_connection_says_who_it_is_and_notices_a_cut_network(database: Database) -> None:
@@ -155,7 +157,85 @@ def test_many_threads_share_one_engine_made_once(database: Database) -> None:
     assert len({id(engine) for engine in engines}) == 1
 
 
+def test_a_connection_for_single_statements_stays_at_hand_until_the_database_is_closed(
+    database: Database, database_url: str
+) -> None:
+    used = []
+    for _ in range(3):
+        with database.autocommit() as cursor:
+            used.append(backend(cursor))
+    pool = cast(QueuePool, database.engine.pool)
+    assert (len(set(used)), pool.checkedout(), pool.checkedin()) == (1, 1, 0)
+    with database.autocommit(), database.autocommit(), database.transaction() as cursor:
+        assert backend(cursor) not in used
+        assert pool.checkedout() == 3
+    assert (pool.checkedout(), pool.checkedin()) == (1, 2)
+    database.close()
+    wait_until(lambda: execute(database_url, CONNECTIONS) == [(0,)])
+
+
+def test_a_connection_whose_block_was_cut_off_is_cleared_up_before_its_next_use(database: Database) -> None:
+    lost: Any = database.engine.raw_connection()
+    lost.cursor().execute("INSERT INTO queued_tasks (function) VALUES ('a:b')")
+    del lost  # as where an interrupt lands between taking it and what would give it back
+    with database.autocommit() as cursor:
+        cursor.execute("SELECT count(*) FROM queued_tasks")
+        assert cursor.fetchone() == (0,)
+    database.close()
+
+    lost = database.engine.raw_connection()
+    lost.dbapi_connection.autocommit = True
+    del lost
+    with pytest.raises(RuntimeError), database.transaction() as cursor:
+        cursor.execute("INSERT INTO queued_tasks (function) VALUES ('a:b')")
+        raise RuntimeError
+    with database.transaction() as cursor:
+        cursor.execute("SELECT count(*) FROM queued_tasks")
+        assert cursor.fetchone() == (0,)
+
+
+def test_a_connection_whose_block_is_cut_off_when_it_has_ended_is_not_in_two_places(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CutOff(deque[Any]):
+        def append(self, kept: Any) -> None:
+            super().append(kept)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(database, "_kept", CutOff())
+    with pytest.raises(KeyboardInterrupt), database.autocommit() as cursor:
+        first = backend(cursor)
+    pool = cast(QueuePool, database.engine.pool)
+    assert (pool.checkedout(), pool.checkedin()) == (1, 0)
+    with pytest.raises(KeyboardInterrupt), database.autocommit() as cursor, database.transaction() as other:
+        assert (backend(cursor), backend(other) != first) == (first, True)
+
+
+def test_a_given_engine_has_its_connections_back_after_each_statement(database_url: str) -> None:
+    engine = create_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=1)
+    database = Database(Config(), engine)
+    for way in (database.autocommit, database.transaction, database.autocommit):
+        with way() as cursor:
+            assert backend(cursor) > 0
+    assert cast(QueuePool, engine.pool).checkedout() == 0
+    engine.dispose()
+
+
 # -------------------------------------------------------------------------------------------- a server that is gone
+
+
+@pytest.mark.parametrize("notices", ["transaction", "autocommit"])
+def test_whoever_notices_that_the_server_was_gone_is_the_only_one(
+    database: Database, database_url: str, notices: str
+) -> None:
+    with database.transaction(), database.autocommit():
+        pass
+    terminate_others(database_url)
+    with pytest.raises(DatabaseUnavailable), getattr(database, notices)() as cursor:
+        cursor.execute("SELECT 1")
+    for way in (database.autocommit, database.transaction):
+        with way() as cursor:
+            assert backend(cursor) > 0
 
 
 def test_a_connection_that_died_while_it_idled_is_replaced(
@@ -270,13 +350,13 @@ from queuedtask.config import Config
 from queuedtask.db.connections import Database
 from sqlalchemy import create_engine
 
-url, given = sys.argv[1], sys.argv[2] == "given"
+url, given, way = sys.argv[1], sys.argv[2] == "given", sys.argv[3]
 database = Database(Config(database_url=url), create_engine(url) if given else None)
 
 def ask(numbers):
     wrong = 0
     for number in numbers:
-        with database.transaction() as cursor:
+        with getattr(database, way)() as cursor:
             cursor.execute("SELECT %s::int, pg_backend_pid()", (number,))
             answer, backend = cursor.fetchone()
             wrong += answer != number
@@ -301,9 +381,10 @@ print("parent", wrong, backend == before, again, still == before, status)
 """
 
 
+@pytest.mark.parametrize("way", ["transaction", "autocommit"])
 @pytest.mark.parametrize("engine", ["own", "given"])
-def test_a_forked_child_shares_no_socket_with_its_parent(database_url: str, engine: str) -> None:
-    said = run_python(FORK, database_url, engine)
+def test_a_forked_child_shares_no_socket_with_its_parent(database_url: str, engine: str, way: str) -> None:
+    said = run_python(FORK, database_url, engine, way)
     assert (said.stdout.splitlines(), said.stderr) == (["child 0 True", "parent 0 True 0 True 0"], "")
 
 

@@ -254,7 +254,7 @@ def test_a_socket_directory_that_others_can_write_is_not_used_again(make: Make, 
     finally:
         short.chmod(0o700)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not embedded._is_alive(pid))
+    wait_until(lambda: not embedded.is_alive(pid))
     short.chmod(0o777)
     assert socket_directory_of(server.ensure_running()) != str(short)
     shutil.rmtree(short)

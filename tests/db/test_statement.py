@@ -7,12 +7,14 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg2.extras
 import pytest
-from sqlalchemy import ARRAY, Integer, Text, column, func, literal_column, select
+from sqlalchemy import ARRAY, TIMESTAMP, Boolean, Double, Integer, Text, Uuid, column, func, literal_column, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 import queuedtask.db
@@ -206,3 +208,44 @@ def test_an_array_is_one_parameter(cursor: Any) -> None:
     made = Statement("t_array", select(func.cardinality(parameter("all", ARRAY(Text)))))
     assert made(cursor, all=["a", "b'", None]).fetchone() == (3,)
     assert made(cursor, all=[]).fetchone() == (0,)
+
+
+HOSTILE = ["", "NULL", "null", " a ", "a,b", "{a}", 'say "so"', "back\\slash", "\\", "'", "%s", "ü\n\t\u2028", "{}"]
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_values_of_a_list_come_through_unchanged(cursor: Any) -> None:
+    psycopg2.extras.register_default_jsonb(cursor, globally=False, loads=json.loads)
+    columns = {
+        "text": Text,
+        "document": JSONB,
+        "id": Uuid,
+        "flag": Boolean,
+        "ratio": Double,
+        "time": TIMESTAMP(timezone=True),
+    }
+    line = rows("line", *(column(name, type_) for name, type_ in columns.items()), position="n")
+    made = Statement("t_list", select(*(line.c[name] for name in columns)).order_by(line.c.n))
+    for text in HOSTILE:
+        now, id_ = datetime.now(UTC), str(uuid4())
+        value = [text, {text: None}]
+        given = {
+            "texts": text,
+            "documents": json.dumps(value),
+            "ids": id_,
+            "flags": True,
+            "ratios": 1e-300,
+            "times": now,
+        }
+        # Besides a row of nothing, so that every list has its NULL.
+        found = made(cursor, **{name: [each, None] for name, each in given.items()}).fetchall()
+        assert found == [(text, value, id_, True, 1e-300, now), (None,) * 6]
+    everything = Statement("t_texts", select(parameter("texts", ARRAY(Text))))
+    assert everything(cursor, texts=HOSTILE).fetchone() == (HOSTILE,)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_list_that_is_not_given_is_null_and_not_empty(cursor: Any) -> None:
+    made = Statement("t_none", select(parameter("all", ARRAY(Text)).is_(None)))
+    assert made(cursor).fetchone() == (True,)
+    assert made(cursor, all=[]).fetchone() == (False,)
