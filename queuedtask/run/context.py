@@ -6,6 +6,7 @@ encoded when they are set, so a snapshot shares nothing with the task's own obje
 
 import json
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from queuedtask.model import codec
@@ -32,24 +33,46 @@ class Context:
         With ``auto_commit=False`` the change causes no write of its own: it goes along with the next one.
         Raises ValueError when something on the way is no mapping.
         """
-        *way, last = _steps(path)
+        steps = steps_of(path)
         plain = codec.to_plain(value)
         with self._lock:
-            here = self._document()
-            for depth, step in enumerate(way, 1):
-                inner = here.setdefault(step, {})
-                if not isinstance(inner, dict):
-                    raise ValueError(
-                        f"set_context({path!r}): {'.'.join(way[:depth])} holds {inner!r}, which is not a mapping"
-                    )
-                here = inner
-            here[last] = plain
+            self._put(steps, plain)
             self._changed = True
             self._urgent = self._urgent or auto_commit
 
+    def advance(
+        self, steps: Sequence[str], point: dict[str, object], progress: dict[str, object] | None, *, auto_commit: bool
+    ) -> None:
+        """Set the resume point of a loop, and the progress with it unless the task itself has set that.
+
+        Both are plain already. A progress with a ``track`` is a loop's.
+        """
+        with self._lock:
+            self._put(steps, point)
+            if progress is not None:
+                document = self._document()
+                present = document.get("progress")
+                if present is None or (isinstance(present, dict) and "track" in present):
+                    document["progress"] = progress
+            self._changed = True
+            self._urgent = self._urgent or auto_commit
+
+    def _put(self, steps: Sequence[str], plain: object) -> None:
+        *way, last = steps
+        here = self._document()
+        self._text = None
+        for depth, step in enumerate(way, 1):
+            inner = here.setdefault(step, {})
+            if not isinstance(inner, dict):
+                raise ValueError(
+                    f"set_context({'.'.join(steps)!r}): {'.'.join(way[:depth])} holds {inner!r}, which is not a mapping"
+                )
+            here = inner
+        here[last] = plain
+
     def get(self, path: str | None = None, default: object = None) -> Any:
         """Return a copy of the value at a dotted path, or of the whole context; the default where there is none."""
-        steps = _steps(path) if path is not None else []
+        steps = steps_of(path) if path is not None else []
         with self._lock:
             here: Any = self._document()
             for step in steps:
@@ -57,6 +80,14 @@ class Context:
                     return default
                 here = here[step]
             return codec.from_plain(here)
+
+    def text(self) -> str | None:
+        """Return all of it as JSON text, None when nothing is in it."""
+        with self._lock:
+            document = self._document()
+            if self._text is None and document:
+                self._text = codec.dumps(document)
+            return self._text if document else None
 
     def request_write(self) -> threading.Event:
         """Ask for a write; the event is set once everything that was set before has been written."""
@@ -109,7 +140,8 @@ class Context:
         return self._plain
 
 
-def _steps(path: str) -> list[str]:
+def steps_of(path: str) -> list[str]:
+    """Return the names of a dotted path. Raises ValueError for what is none."""
     steps = path.split(".")
     if not all(steps):
         raise ValueError(f"{path!r} is not a path of names joined by dots, such as 'progress.rows'")

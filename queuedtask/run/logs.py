@@ -1,10 +1,12 @@
 """Log records that a task emits, caught on their way through the root logger.
 
 Only records of threads that run or have joined an attempt are taken, whatever logger they came from; our own loggers'
-and the database drivers' are not, because writing the rows would make more of them.
+and the database drivers' are not, because writing the rows would make more of them. Nor is what Django's tasks log of
+themselves.
 """
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +18,9 @@ from queuedtask.run.timeouts import Guard
 MAX_BYTES: Final = 1024 * 1024
 """What one attempt may log into rows."""
 _OURS_AND_DRIVERS: Final = ("queuedtask", "sqlalchemy", "psycopg", "psycopg2", "asyncpg")
+_TAKEN: Final = "queuedtask_taken"
+_ABOUT_TASKS: Final = ("django.tasks", "django_tasks")
+"""Loggers that say of each attempt that it has begun and ended, which its row says too."""
 _formatter = logging.Formatter()
 
 
@@ -73,6 +78,8 @@ class Capturing(Protocol):
     def guard(self) -> Guard: ...
     @property
     def log(self) -> LogBuffer: ...
+    @property
+    def request_id(self) -> str | None: ...
 
 
 class TaskLogHandler(logging.Handler):
@@ -95,14 +102,18 @@ class TaskLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Format the record and keep it, in the thread that logged it."""
         attempt = self._current()
-        if attempt is None or record.name.partition(".")[0] in _OURS_AND_DRIVERS:
+        if attempt is None or record.name.partition(".")[0] in _OURS_AND_DRIVERS or record.name in _ABOUT_TASKS:
+            return
+        # Where several capture (a worker in this process, and a test that runs tasks itself), the first one takes it.
+        if record.__dict__.setdefault(_TAKEN, self) is not self:
             return
         with attempt.guard.hold():
+            of_request = "" if (request := attempt.request_id) is None else f"[{request}] "
             attempt.log.append(
                 Line(
                     record.levelname.lower()[:50],
                     clean_text(record.name, 1000),
-                    _message(record),
+                    f"{of_request}{_message(record)}",
                     time.monotonic(),
                 )
             )
@@ -120,30 +131,71 @@ def _message(record: logging.LogRecord) -> str:
 class capture_logs:  # noqa: N801 (a context manager reads as a verb)
     """Catch the records of task threads from a level up while the block runs.
 
-    The root logger lets them pass whatever its level was; its other handlers go on seeing what they saw before.
+    The root logger lets them pass whatever its level was; its other handlers go on seeing what they saw before. Blocks
+    may overlap in any order, in any thread: the levels go back when the last one ends, but for one that somebody else
+    has changed meanwhile.
     """
 
     def __init__(self, level: int, current: Callable[[], Capturing | None]) -> None:
         self._handler = TaskLogHandler(level, current)
-        self._levels: list[tuple[logging.Handler, int]] = []
-        self._root_level = logging.NOTSET
 
     def __enter__(self) -> None:
-        root = logging.getLogger()
-        self._root_level = root.level
-        if root.level > self._handler.level:
-            for handler in root.handlers:
-                self._levels.append((handler, handler.level))
-                handler.setLevel(max(handler.level, root.level))
-            root.setLevel(self._handler.level)
-        root.addHandler(self._handler)
+        with _levels.lock:
+            _levels.lower(self._handler.level)
+            _levels.open += 1
+        logging.getLogger().addHandler(self._handler)
 
     def __exit__(self, *exception: object) -> None:
+        logging.getLogger().removeHandler(self._handler)
+        with _levels.lock:
+            _levels.open = max(0, _levels.open - 1)
+            if not _levels.open:
+                _levels.put_back()
+
+
+def forget_captures() -> None:
+    """Catch nothing any more, in a process that was forked off while blocks of ``capture_logs`` ran in threads."""
+    global _levels
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, TaskLogHandler)]:
+        root.removeHandler(handler)
+    _levels.put_back()
+    _levels = _Levels()  # with a lock that no thread of the parent holds
+
+
+class _Levels:
+    """The levels that ``capture_logs`` has changed, each with what it was and what we made of it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.open = 0
+        self._changed: dict[logging.Handler | logging.Logger, tuple[int, int]] = {}
+
+    def lower(self, level: int) -> None:
+        """Let the root logger pass records from the level up, and its present handlers not more than until now."""
         root = logging.getLogger()
-        root.removeHandler(self._handler)
-        root.setLevel(self._root_level)
-        for handler, level in self._levels:
-            handler.setLevel(level)
+        if root.level > level:
+            for handler in root.handlers:
+                if not isinstance(handler, TaskLogHandler):
+                    self._change(handler, max(handler.level, root.level))
+            self._change(root, level)
+
+    def put_back(self) -> None:
+        """Undo the changes, but for those that somebody has changed again."""
+        for changed, (before, made) in self._changed.items():
+            if changed.level == made:
+                changed.setLevel(before)
+        self._changed.clear()
+
+    def _change(self, it: logging.Handler | logging.Logger, level: int) -> None:
+        before, made = self._changed.get(it, (it.level, it.level))
+        if it.level != made:
+            before = it.level
+        self._changed[it] = before, level
+        it.setLevel(level)
+
+
+_levels = _Levels()
 
 
 def getLogger(name: str | None = None) -> logging.Logger:  # noqa: N802 (the name that people know)

@@ -40,6 +40,7 @@ class Guard:
         "_depth",
         "_held_token",
         "_is_cancel_held",
+        "_is_cancel_wanted",
         "_is_insisting",
         "_is_mine",
         "_sent",
@@ -69,6 +70,7 @@ class Guard:
         self._sent = False
         # While a coroutine runs: cancels its asyncio task, from any thread.
         self._cancel: Callable[[], object] | None = None
+        self._is_cancel_wanted = False
         self._is_insisting = False
 
     # --------------------------------------------------------------------------------------- in the thread of the task
@@ -94,8 +96,13 @@ class Guard:
             # Nothing is pending any more; make sure of it, for the thread goes on with somebody else's task.
             _set_async_exception(self._thread, _NO_EXCEPTION)
 
-    def run(self, coroutine: Coroutine[Any, Any, object]) -> object:
-        """Run a coroutine in a new event loop, interruptible by cancellation. To be used inside :meth:`call`."""
+    def run(
+        self, coroutine: Coroutine[Any, Any, object], run: Callable[[Coroutine[Any, Any, object]], object] = asyncio.run
+    ) -> object:
+        """Run a coroutine with ``asyncio.run`` or the like, interruptible by cancellation.
+
+        To be used inside :meth:`call`. Afterwards nothing is interrupted any more, until :meth:`resume`.
+        """
         try:
             # What is under way to the thread lands here, before there is a loop that it could leave half made.
             self._take_token()
@@ -116,7 +123,7 @@ class Guard:
 
             self._cancel = lambda: loop.call_soon_threadsafe(cancel)
             try:
-                if self.due is not None:
+                if self.due is not None or self._is_cancel_wanted:
                     # Asked for between taking the token and the line above. A second cancel before the first one
                     # has arrived changes nothing.
                     task.cancel()
@@ -127,7 +134,12 @@ class Guard:
                 self._take_token()
                 self._cancel = None
 
-        return asyncio.run(cancellable())
+        return run(cancellable())
+
+    def resume(self) -> None:
+        """Allow interrupts again after :meth:`run`, unless one was asked for already; may raise one."""
+        if self.due is None:
+            self._give_token()
 
     def hold(self) -> "Hold":
         """Return a context manager in which no interrupt lands; one that is asked for meanwhile comes at its end.
@@ -146,13 +158,11 @@ class Guard:
         """Allow interrupts; raise the one that was asked for while they were not."""
         self._is_mine = False
         self._token.append(None)
-        if self.due is None:
-            return
         if self._cancel is not None and not self._is_insisting:
             if self._is_cancel_held:
                 self._is_cancel_held = False
                 self._cancel()
-        elif self._wins_token():
+        elif self.due is not None and self._wins_token():
             raise self.due
 
     def _take_token(self) -> bool:
@@ -176,27 +186,37 @@ class Guard:
 
     # ----------------------------------------------------------------------------------------------- in another thread
 
+    def cancel(self) -> None:
+        """Cancel the asyncio task of a coroutine, as a request: other code is not interrupted. Acts once."""
+        if self.due is None and not self._is_cancel_wanted:
+            self._is_cancel_wanted = True
+            self._cancel_coroutine()
+
     def fire(self, interrupt: type[BaseException]) -> None:
         """Interrupt the task's own code if it runs, or as soon as it may be. Acts once; a later call does nothing."""
         if self.due is not None:
             return
         self.due = interrupt
-        if cancel := self._cancel:
-            # A closed event loop: the coroutine has just ended.
-            with contextlib.suppress(RuntimeError):
-                cancel()
-            return
-        self._raise_in_thread(interrupt)
+        if not self._cancel_coroutine():
+            self._raise_in_thread(interrupt)
 
     def insist(self) -> None:
         """Raise the interrupt that is due in the thread of a coroutine that cancelling does not end; acts once."""
         if self.due is not None and not self._is_insisting:
             self._is_insisting = True
             self._raise_in_thread(self.due)
-            if cancel := self._cancel:
-                # It may have swallowed the first one and be waiting again: then its loop has to wake for either.
-                with contextlib.suppress(RuntimeError):
-                    cancel()
+            # It may have swallowed the first one and be waiting again: then its loop has to wake for either.
+            self._cancel_coroutine()
+
+    def _cancel_coroutine(self) -> bool:
+        """Cancel the asyncio task, if there is one; tell whether there is."""
+        cancel = self._cancel
+        if cancel is None:
+            return False
+        # A closed event loop: the coroutine has just ended.
+        with contextlib.suppress(RuntimeError):
+            cancel()
+        return True
 
     def _raise_in_thread(self, interrupt: type[BaseException]) -> None:
         try:
