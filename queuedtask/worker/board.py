@@ -26,7 +26,7 @@ _PAYLOAD: Final = struct.Struct("<36s4xqqqqdd")
 _ENTRIES_AT: Final = 64
 _ENTRY_SIZE: Final = 96
 _SIZE: Final = _ENTRIES_AT + CAPACITY * _ENTRY_SIZE
-_TURNED_AT, _RENEWED_AT, _SLOTS_AT = 0, 8, 16
+_TURNED_AT, _RENEWED_AT, _SLOTS_AT, _CONNECTED = 0, 8, 16, 24
 _ATTEMPT_AT: Final = 48  # within an entry
 _DOUBLE: Final = struct.Struct("<d")
 _INTEGER: Final = struct.Struct("<q")
@@ -89,6 +89,15 @@ class Board:
     @renewed_at.setter
     def renewed_at(self, value: float) -> None:
         self._memory[_RENEWED_AT : _RENEWED_AT + 8] = _DOUBLE.pack(value)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the process has what it needs for its work, which is a worker's connection to the database."""
+        return self._memory[_CONNECTED] == 1
+
+    @is_connected.setter
+    def is_connected(self, value: bool) -> None:
+        self._memory[_CONNECTED] = value
 
     def _get(self, shape: struct.Struct, at: int) -> float:
         return float(shape.unpack_from(self._memory, at)[0])

@@ -1,8 +1,9 @@
 """Attempts that run alone in a process: this side, in the slot that waits for one.
 
-A task that has lost a process before must not take its neighbours along once more. Its slot hands it to a process that
-has nothing else to do, passes on what the task sets and logs, and sees how it ends: by itself, by being killed after
-its timeout, or by taking the process with it, which is then known for certain.
+A task that has lost a process before must not take its neighbours along once more; others ask for a process of their
+own (``isolation="process"``). Its slot hands such a task to a process that has nothing else to do, passes on what the
+task sets and logs, and sees how it ends: by itself, by being killed after its timeout, or by taking the process with
+it, which is then known for certain.
 
 A process is kept for the next such task for a while; it never has two at a time. ``runner`` is the other side.
 """
@@ -18,10 +19,12 @@ from typing import Any, Final
 
 from queuedtask.errors import Interrupted
 from queuedtask.model import outcome
+from queuedtask.model.options import TaskOptions
+from queuedtask.model.orders import Order
 from queuedtask.model.outcome import Outcome
-from queuedtask.model.task import TaskOptions
+from queuedtask.model.task import Task
 from queuedtask.run.attempt import Attempt
-from queuedtask.run.executor import timed_out
+from queuedtask.run.executor import told_to_end
 from queuedtask.run.logs import Line
 from queuedtask.taskqueue import Queue
 from queuedtask.worker.rescue import lost
@@ -36,15 +39,26 @@ START_LIMIT: Final = 60.0
 """Seconds that a process has to start and to import the application."""
 STACK_WAIT: Final = 0.2
 """Seconds that a process has to write its stack down before it is killed."""
+SETTINGS: Final = (
+    "log_level",
+    "log_format",
+    "function_aliases",
+    "allowed_functions",
+    "secret_key",
+    "max_retries",
+    "max_lost",
+)
+"""What of the configuration such a process gets: by wire, where neither ``ps`` nor a log shows its secrets."""
 _TICK: Final = 0.25
 
 
 class Runner:
     """One such process, as its slot sees it."""
 
-    def __init__(self, queue: Queue, application: str | None) -> None:
-        self._process = Process([], "--isolated")
-        self._has_other_tasks_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def __init__(self, queue: Queue, application: str | None, worker: int) -> None:
+        self._process = Process(["worker"], "--isolated")
+        self._inherited_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        """The worker's own peak, with which the count of a child's memory begins."""
         self.is_killed = False
         self.idle_since = 0.0
         config = queue.config
@@ -53,8 +67,8 @@ class Runner:
             path=sys.path,
             application=application,
             database_url=url,
-            log_level=config.log_level,
-            function_aliases=dict(config.function_aliases),
+            worker=worker,
+            settings={name: getattr(config, name) for name in SETTINGS},
         )
 
     @property
@@ -87,6 +101,10 @@ class Runner:
         """Interrupt the attempt in there."""
         self.send(interrupt=interrupt.__name__)
 
+    def obey(self, order: Order, task: Task) -> None:
+        """Tell the attempt in there that somebody has cancelled or stopped it, unless it is another by now."""
+        self.send(order=order.name, of=task.key)
+
     def kill(self) -> None:
         """End the process, whatever it does; its last stack is kept first, if it still answers. Acts once."""
         if not self.is_killed:
@@ -111,9 +129,9 @@ class Runner:
         assert ending is not None
         stack = self._process.stacks.last()
         self._process.close()
-        # What a process inherits at its birth counts as its own; a smaller figure than ours says nothing about it.
+        # A figure that is not above what it inherited says nothing about the process itself.
         memory = ending.memory_bytes
-        known = memory is not None and memory > self._has_other_tasks_memory
+        known = memory is not None and memory > self._inherited_memory
         return ending.exit_signal, memory if known else None, stack
 
     @property
@@ -125,8 +143,9 @@ class Runner:
 class Isolation:
     """The processes of one worker, and running an attempt in one."""
 
-    def __init__(self, queue: Queue, application: str | None) -> None:
+    def __init__(self, queue: Queue, application: str | None, *, worker: Callable[[], int]) -> None:
         self._queue = queue
+        self._worker = worker
         self._application = application
         self._lock = threading.Lock()
         self._all: set[Runner] = set()
@@ -143,8 +162,12 @@ class Isolation:
         task = attempt.task
         runner.send(attempt=task._asdict(), default_timeout=default_timeout)
         attempt.process = runner
+        # An order that came before is repeated: whoever gave it saw no process, or this sees the order.
+        if attempt.order is not None:
+            runner.obey(attempt.order, task)
         ended = self._follow(attempt, runner, default_timeout, on_begin)
         if ended is None:
+            attempt.is_unattended = True
             ended = self._death(attempt, runner)
         else:
             self._release(runner)
@@ -196,7 +219,7 @@ class Isolation:
                 runner.bury()
             if self._is_closed:
                 return None
-            runner = Runner(self._queue, self._application)
+            runner = Runner(self._queue, self._application, self._worker())
             self._all.add(runner)
             return runner
 
@@ -220,6 +243,7 @@ class Isolation:
                 if "lines" in message:
                     self._pass_on(attempt, runner, message)
                 if "ended" in message:
+                    attempt.is_unattended = start_by is not None
                     return Outcome(**message["ended"])
             if start_by is not None and time.monotonic() > start_by:
                 logger.error("task %s: its own process did not start within %g s", attempt.task.id, START_LIMIT)
@@ -247,7 +271,7 @@ class Isolation:
         if is_closed:
             return Outcome(outcome.INTERRUPTED)
         if runner.is_killed and attempt.guard.due is not None:
-            if attempt.guard.due is Interrupted:
+            if attempt.guard.due is Interrupted and attempt.order is None:
                 return Outcome(outcome.INTERRUPTED)
-            return timed_out(attempt, stack or "", " and did not end; its process was killed")
+            return told_to_end(attempt, stack or "", " and did not end; its process was killed")
         return lost(f"its process ended with {exit_signal}", exit_signal, memory, stack)

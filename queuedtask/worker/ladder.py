@@ -1,4 +1,6 @@
-"""The ladder: what happens to an attempt that outlives its timeout, step by step, each for what defies the one before.
+"""The ladder: what happens to an attempt that must end, step by step, each for what defies the one before.
+
+It must end when it has outlived its timeout, when somebody has stopped it, and a grace after somebody has cancelled it.
 
 1. It is told to end: ``should_abort()``, cancellation of a coroutine, an exception in the thread, cancellation of its
    SQL. (:meth:`Attempt.interrupt`)
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from queuedtask.config import Config
-from queuedtask.errors import TaskTimeout
+from queuedtask.errors import Interrupted, TaskTimeout
 from queuedtask.model.codec import clean_text
 from queuedtask.run.attempt import Attempt
 from queuedtask.run.logs import Line
@@ -46,6 +48,8 @@ class Ladder:
             if attempt.interrupted_at is None:
                 if attempt.deadline is not None and now >= attempt.deadline:
                     attempt.interrupt(TaskTimeout)
+                elif now >= attempt.ordered_at + grace:
+                    attempt.interrupt(Interrupted)
             elif _has_no_other_end(attempt):
                 if now >= attempt.interrupted_at + grace:
                     given_up.append(attempt)
@@ -59,7 +63,7 @@ class Ladder:
         steps = [NEVER]
         for attempt in running:
             if attempt.interrupted_at is None:
-                steps.append(NEVER if attempt.deadline is None else attempt.deadline)
+                steps += [NEVER if attempt.deadline is None else attempt.deadline, attempt.ordered_at + grace]
             elif _has_no_other_end(attempt) and not (attempt.process is not None and attempt.process.is_killed):
                 half = attempt.interrupted_at + grace / 2
                 steps.append(half if half > now else attempt.interrupted_at + grace)
@@ -68,7 +72,7 @@ class Ladder:
 
 def _has_no_other_end(attempt: Attempt) -> bool:
     """Tell whether the ladder ends it: what is interrupted for a shutdown is left behind with the process."""
-    return attempt.guard.due is TaskTimeout or attempt.is_disowned
+    return attempt.guard.due is TaskTimeout or attempt.is_disowned or attempt.order is not None
 
 
 def stack_of(attempt: Attempt) -> str:
@@ -85,4 +89,4 @@ def stack_of(attempt: Attempt) -> str:
 
 def stack_line(stack: str) -> Line:
     """Return the line for the task's own log."""
-    return Line("error", "queuedtask", f"the attempt outlived its timeout and did not end\n{stack}", time.monotonic())
+    return Line("error", "queuedtask", f"the attempt did not end when it was told to\n{stack}", time.monotonic())

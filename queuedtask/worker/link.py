@@ -64,6 +64,7 @@ class Link:
         self._listener: Connection | None = None
         self._backoff = Backoff()
         self._listen_backoff = Backoff()
+        self._is_read_committed = True
         self._was_lost = False
         self._was_deaf = False
         self._check_at = 0.0
@@ -73,8 +74,15 @@ class Link:
 
     def open(self) -> None:
         """Open both connections for the first time. Raises what the driver raises."""
-        self._connection = self._database.connect()
+        self._connection = self._connect()
         self._listen()
+
+    def _connect(self) -> Connection:
+        connection = self._database.connect()
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW default_transaction_isolation")
+            self._is_read_committed = cursor.fetchone() == ("read committed",)
+        return connection
 
     @property
     def cursor(self) -> Cursor:
@@ -91,7 +99,11 @@ class Link:
         self._watchdog.watch(connection)
         connection.autocommit = False
         try:
-            yield cast(Cursor, connection.cursor())
+            cursor = cast(Cursor, connection.cursor())
+            if not self._is_read_committed:
+                # Limits are counted after a lock: what was committed meanwhile has to be seen.
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            yield cursor
             connection.commit()
         except BaseException:
             if not connection.closed:
@@ -127,7 +139,7 @@ class Link:
         if time.monotonic() < self._backoff.retry_at:
             return False
         try:
-            self._connection = self._database.connect()
+            self._connection = self._connect()
             self._on_return(self.cursor)
         except DatabaseUnavailable as error:
             self.lost(error)

@@ -7,36 +7,46 @@ do what is due, wait. The slots run the tasks; they never see a connection.
 import logging
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Final
 
 import psycopg2
 
+from queuedtask.db import channels as channel_rows
 from queuedtask.db import migrate, store
-from queuedtask.db.connections import is_transient
+from queuedtask.db.connections import is_conflict, is_transient
 from queuedtask.db.statement import Cursor
 from queuedtask.db.store import Progress
 from queuedtask.errors import Interrupted
-from queuedtask.model import outcome, states
+from queuedtask.model import limits, outcome, states
+from queuedtask.model.orders import Order
 from queuedtask.model.outcome import Decision, Outcome
+from queuedtask.model.rules import CurrentRules
 from queuedtask.model.task import Task
 from queuedtask.run.attempt import Attempt, current_attempt
-from queuedtask.run.executor import timed_out
+from queuedtask.run.executor import judge, told_to_end
 from queuedtask.run.logs import capture_logs
 from queuedtask.taskqueue import Queue
 from queuedtask.worker.board import Board
+from queuedtask.worker.claims import Claims, Taken
+from queuedtask.worker.duties import Duty, Release
 from queuedtask.worker.isolation import Isolation
 from queuedtask.worker.ladder import Ladder, stack_line, stack_of
 from queuedtask.worker.link import Link
+from queuedtask.worker.maintenance import AutoRemoval, Retention
 from queuedtask.worker.obituary import Obituary
+from queuedtask.worker.orders import Orders
 from queuedtask.worker.pace import PATIENCE, Pace
 from queuedtask.worker.pool import Pool
 from queuedtask.worker.presence import Presence, Report
+from queuedtask.worker.reconciler import Reconciler
 from queuedtask.worker.rescue import Rescuer
 from queuedtask.worker.settling import Settlements, Settling, log_lines
 from queuedtask.worker.slots import Slots
 from queuedtask.worker.sql import TaskConnections
+from queuedtask.worker.strangers import Strangers
+from queuedtask.worker.ticking import Ticking
 from queuedtask.worker.waker import Waker
 
 logger = logging.getLogger("queuedtask.worker")
@@ -45,9 +55,6 @@ LINGER: Final = 0.02
 """Seconds that an ending may wait for company while the slots are busy."""
 PROGRESS_INTERVAL: Final = 0.5
 """Seconds between two writes of the context, the logs and the start of running attempts."""
-RELEASE_INTERVAL: Final = 0.05
-"""Seconds at least between two looks for waiting tasks that are due."""
-RELEASE_BATCH: Final = 1000
 INTERRUPT_GRACE: Final = 1.0
 """Seconds that interrupted tasks have at a shutdown before they are handed back without their consent."""
 NEVER: Final = float("inf")
@@ -58,7 +65,8 @@ class Manager:
 
     ``board`` is shared with a supervisor, if there is one; ``on_replacement_wanted`` is called once with the reason
     when this process should be replaced by a new one, and claims nothing more then: without a supervisor it ends.
-    ``on_buried`` is called with the id of each worker whose obituary has been dealt with.
+    ``on_buried`` is called with the id of each worker whose obituary has been dealt with. ``channels`` are those
+    that it claims from; None for all.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class Manager:
         board: Board | None = None,
         application: str | None = None,
         max_tasks: int | None = None,
+        channels: Sequence[str] | None = None,
         on_replacement_wanted: Callable[[str], None] | None = None,
         on_buried: Callable[[int], None] = lambda worker: None,
     ) -> None:
@@ -80,7 +89,7 @@ class Manager:
         self._board = board or Board()
         self._link = Link(queue.database, queue.config, on_return=self._take_stock)
         self._presence = Presence(self._config, self._board, supervisor_pid=supervisor_pid, describe=self._describe)
-        self._isolation = Isolation(queue, application)
+        self._isolation = Isolation(queue, application, worker=lambda: self.id)
         self._ladder = Ladder(self._config)
         self._slots = Slots(
             self._config,
@@ -88,7 +97,8 @@ class Manager:
             self._presence.lease,
             self._ladder,
             self._isolation,
-            TaskConnections(queue.database),
+            TaskConnections(queue, worker=lambda: self.id),
+            queue.hooks,
             note=self._note,
             wake_by=self._wake_by,
             wake_manager=self._flush_wanted,
@@ -101,10 +111,25 @@ class Manager:
             idle_timeout=lambda: self._config.worker_idle_timeout,
         )
         self._pace = Pace()
-        self._settlements = Settlements(self._config)
-        self._rescuer = Rescuer(self._config, on_buried=on_buried)
+        self._claims = Claims(self._config, channels)
+        self._settlements = Settlements(self._config, queue.hooks)
+        self._rescuer = Rescuer(self._config, queue.hooks, on_buried=on_buried)
+        self._release = Release(self._config, polling_interval=lambda: self._polling_interval)
+        self._rules = CurrentRules(self._config)
         # By id and attempt: a task that was taken from us may come back while its old attempt still runs.
         self._outstanding: dict[tuple[str, int], Task] = {}
+        self._orders = Orders(
+            worker=lambda: self.id, claimed=self._outstanding, running=self._running, withdraw=self._call_off
+        )
+        self._auto_removal = AutoRemoval()
+        self._duties: tuple[Duty, ...] = (
+            self._release,
+            Reconciler(on_freed=self._release.expect),
+            Ticking(self._config, queue.declarations, queue.hooks),
+            Strangers(self._config, self._rules, worker=lambda: self.id),
+            self._auto_removal,
+            Retention(self._config),
+        )
         self._claims_left = NEVER if max_tasks is None else max_tasks
         self._is_closing = False
         self._is_lapsed = False
@@ -114,7 +139,6 @@ class Manager:
         self._is_flush_wanted = False
         # When each duty is due, on the monotonic clock.
         self._poll_at = 0.0
-        self._release_at = 0.0
         self._progress_at = NEVER
         # A shutdown: asked for, then interrupting what still runs, then leaving it.
         self._stop_by: float | None = None
@@ -127,6 +151,8 @@ class Manager:
         self._link.open()
         cursor = self._link.cursor
         migrate.require_usable(cursor)
+        if given := limits.parse(self._config.channels):
+            channel_rows.seed(cursor, given)
         self._presence.register(cursor)
         logger.info("worker %s started with %s slots", self.id, self._config.max_workers)
 
@@ -140,8 +166,12 @@ class Manager:
                     self._turn()
                 self._retire()
             finally:
-                self._isolation.close()
-                self._link.close()
+                self.close()
+
+    def close(self) -> None:
+        """Give up processes and connections: at the end of :meth:`run`, or where it never comes to that."""
+        self._isolation.close()
+        self._link.close()
 
     def stop(self, timeout: float | None = None) -> None:
         """Ask the worker to end: claim nothing more, finish what runs within the timeout, hand the rest back.
@@ -205,10 +235,15 @@ class Manager:
             try:
                 self._converse()
             except psycopg2.Error as error:
+                if is_conflict(error):
+                    # Two transactions stood in each other's way, ours was rolled back: all of it is still to be done.
+                    logger.debug("rolled back by the server, trying again: %s", error)
+                    return
                 if not is_transient(error):
                     raise
                 self._link.lost(error)
                 self._rescuer.forget()
+        self._board.is_connected = self._link.is_up
 
     def _converse(self) -> None:
         if self._presence.lease.is_lapsed:
@@ -219,13 +254,16 @@ class Manager:
         now = time.monotonic()
         settlements = self._settlements
         is_quiet = self._pool.waiting <= self._low_water
+        if wanted:
+            self._claims.prepare(self._link.cursor)
         if wanted or now >= settlements.due_at or (settlements.pending and is_quiet):
             self._settle_and_claim(wanted)
             now = time.monotonic()
         if now >= self._progress_at or self._is_flush_wanted:
             self._write_progress()
-        if now >= self._release_at and self._stop_by is None:
-            self._release_due()
+        for duty in self._duties_now:
+            if now >= duty.due_at:
+                self._is_hungry |= duty.perform(self._link)
         if now >= self._presence.due_at:
             self._presence.beat_if_due(self._link.cursor)
             self._isolation.close_idle()
@@ -249,11 +287,13 @@ class Manager:
             heard = True
         self._waker.clear()
         now = time.monotonic()
+        if self._claims.heed_time(now):
+            self._is_hungry = True
         if heard or now >= self._poll_at:
             self._is_hungry = True
             self._poll_at = now + self._polling_interval
-            # A notification may also tell of a task that waits for a time.
-            self._release_at = min(self._release_at, now + RELEASE_INTERVAL)
+            for duty in (self._orders, *self._duties):
+                duty.heed()
 
     def _next_duty(self) -> float:
         """Return when the next thing is due that nobody will wake us for, on the monotonic clock."""
@@ -261,8 +301,9 @@ class Manager:
             duties = [self._link.retry_at]
         else:
             duties = [self._poll_at, self._presence.due_at, self._progress_at, self._link.retry_at]
+            duties += [duty.due_at for duty in self._duties_now]
             if self._stop_by is None:
-                duties += [self._release_at, self._rescuer.look_at]
+                duties += [self._claims.due_at, self._rescuer.look_at]
             if self._settlements.pending or self._pool.has_ended:
                 duties.append(min(self._settlements.due_at, time.monotonic() + LINGER))
             if self._appetite() or self._rescuer.is_busy:
@@ -275,6 +316,11 @@ class Manager:
         return min(duties)
 
     @property
+    def _duties_now(self) -> Sequence[Duty]:
+        # What runs can be called off to the very end, which may take long.
+        return (self._orders, *self._duties) if self._stop_by is None else (self._orders,)
+
+    @property
     def _polling_interval(self) -> float:
         return self._config.fallback_polling_interval if self._link.is_listening else self._config.polling_interval
 
@@ -285,6 +331,8 @@ class Manager:
         if self._stop_by is None and not self._burst:
             return False
         left = len(self._outstanding) + len(self._settlements.pending) + self._rescuer.is_busy
+        if self._stop_by is None:
+            left += self._claims.is_contended
         if self._leave_at is not None and time.monotonic() >= self._leave_at and not self._link.is_up:
             logger.error("%s tasks could not be settled: no database", left)
             return True
@@ -303,17 +351,33 @@ class Manager:
             self._pace.observe(sum(spans) / len(spans), len(spans))
         # Without an entry it was handed back at a shutdown and ended after all.
         ours = [end for end in ended if self._outstanding.pop(end.attempt.task.key, None) is not None]
-        settlings = [Settling.of(attempt, decision) for attempt, decision, _ in ours]
+        self._is_hungry |= self._claims.heed_ended(end.attempt.task for end in ours)
+        settlings = [Settling.of(attempt, decision, at=at) for attempt, decision, at in ours]
         self._settlements.add(*settlings, due_at=time.monotonic() + LINGER)
 
     def _hand_back(self, tasks: Sequence[Task]) -> None:
         running = {attempt.task.key: attempt for attempt in self._running()}
         for task in tasks:
             self._outstanding.pop(task.key, None)
-            decision = Decision(states.HAND_BACK, Outcome(outcome.INTERRUPTED))
             attempt = running.get(task.key)
+            if attempt is not None and attempt.finished is not None:
+                decision = Decision(states.FINISH, attempt.finished)
+            else:
+                decision = Decision(states.HAND_BACK, Outcome(outcome.INTERRUPTED))
             settling = Settling.of(attempt, decision) if attempt else Settling(task, decision)
             self._settlements.add(settling, due_at=0.0)
+
+    def _call_off(self, orders: Mapping[tuple[str, int], Order]) -> None:
+        """End what somebody has called off and no slot has begun; the others wait on."""
+        others = []
+        for task in self._pool.withdraw():
+            if (order := orders.get(task.key)) is None:
+                others.append(task)
+            else:
+                del self._outstanding[task.key]
+                self._settlements.add(Settling(task, Decision(order.running, order.outcome())), due_at=0.0)
+        if others:
+            self._pool.submit(others, size=self._config.max_workers, outstanding=len(self._outstanding))
 
     # ---------------------------------------------------------------------------------- attempts that should have ended
 
@@ -333,8 +397,8 @@ class Manager:
             )
             is_ours = self._outstanding.pop(attempt.task.key, None) is not None and not attempt.is_disowned
             if is_ours:
-                ended = timed_out(attempt, stack, " and did not end; its slot was replaced")
-                settling = Settling.of(attempt, self._slots.judge(attempt, ended), stack_line(stack))
+                ended = attempt.finished or told_to_end(attempt, stack, " and did not end; its slot was replaced")
+                settling = Settling.of(attempt, judge(self._config, attempt, ended), stack_line(stack))
                 self._settlements.add(settling, due_at=0.0)
         if len(self._pool.stuck) >= (self._config.max_stuck_slots or self._config.max_workers):
             self._close(f"{len(self._pool.stuck)} stuck slots")
@@ -374,31 +438,43 @@ class Manager:
         return int(min(wanted, self._claims_left))
 
     def _settle_and_claim(self, wanted: int) -> None:
-        settlements, claimed = self._settlements, list[Task]()
+        settlements, taken = self._settlements, Taken([], is_hungry=False)
         pending = settlements.pending
         refused: list[Settling] = []
         try:
             # A single statement commits by itself, which saves two round trips where they count: when it is quiet.
             is_single = not pending or (len(pending) == 1 and not wanted and pending[0].is_plain)
+            is_single &= not (wanted and self._claims.needs_transaction)
             with nullcontext(self._link.cursor) if is_single else self._link.transaction() as cursor:
                 if pending:
                     refused = settlements.write(cursor, worker=self.id)
                 if wanted:
-                    claimed = store.claim(cursor, worker=self.id, limit=wanted)
+                    taken = self._claims.take(
+                        cursor,
+                        worker=self.id,
+                        wanted=wanted,
+                        slots=self._config.max_workers,
+                        only=self._rules().claimable,
+                    )
         except psycopg2.Error as error:
-            if is_transient(error) or not pending:
+            if is_transient(error) or is_conflict(error) or not pending:
                 raise
             settlements.write_one_by_one(self._link, worker=self.id, on_written=self._plan_releases)
             return
+        if pending:
+            self._auto_removal.heed()
         self._plan_releases(settlements.written(refused))
+        if settlements.has_freed:
+            settlements.has_freed = False
+            self._release.expect(0.0)
         if wanted:
-            self._is_hungry = len(claimed) == wanted
-            self._start(claimed)
+            self._is_hungry = taken.is_hungry
+            self._start(taken.tasks)
 
     def _plan_releases(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
             if decision.edge.target == states.WAITING:
-                self._release_at = min(self._release_at, time.monotonic() + decision.delay)
+                self._release.expect(decision.delay)
 
     def _start(self, claimed: Sequence[Task]) -> None:
         self._outstanding.update((task.key, task) for task in claimed)
@@ -467,21 +543,6 @@ class Manager:
             self._settlements.refuse(attempt.task, "is still running")
             attempt.interrupt(Interrupted)
 
-    def _release_due(self) -> None:
-        cursor = self._link.cursor
-        released = store.release_due(cursor, limit=RELEASE_BATCH)
-        if released:
-            self._is_hungry = True
-            logger.debug("%s waiting tasks are due", released)
-            if released > self._config.max_workers and self._config.use_postgresql_notify:
-                store.notify(cursor, self._config.notify_channel)
-        seconds = 0.0 if released == RELEASE_BATCH else store.seconds_to_next_due(cursor)
-        now = time.monotonic()
-        # Tasks added by others without a notification are found when polling.
-        self._release_at = now + min(
-            self._polling_interval, NEVER if seconds is None else max(RELEASE_INTERVAL, seconds)
-        )
-
     def _describe(self) -> Report:
         stuck = [(a.task.id, a.task.name, a.task.attempt, since) for a, since in list(self._pool.stuck.items())]
         return Report(self._config.max_workers, len(self._pool.running), tuple(stuck), self.refused)
@@ -491,11 +552,14 @@ class Manager:
         known = [*(task_id for task_id, _ in self._outstanding), *(s.task.id for s in self._settlements.pending)]
         if disowned := store.disown(cursor, worker=self.id, known=known):
             logger.warning("%s tasks that were claimed while the connection broke were given back", disowned)
+        self._claims.connected()
+        self._orders.heed()
         self._is_hungry = True
 
     def _bury(self) -> None:
         """Take back a batch of a dead worker's tasks."""
         self._plan_releases(self._rescuer.take_back(self._link))
+        self._release.expect(0.0)
         self._is_hungry = True
 
     # -------------------------------------------------------------------------------------------------------- shutdown

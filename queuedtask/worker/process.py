@@ -8,7 +8,9 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg2.extensions
 
@@ -35,6 +37,7 @@ class WorkerProcess:
         application: str | None = None,
         burst: bool = False,
         max_tasks: int | None = None,
+        channels: Sequence[str] | None = None,
     ) -> None:
         self._queue = queue
         self._wire = wire
@@ -45,9 +48,15 @@ class WorkerProcess:
             board=board,
             application=application,
             max_tasks=max_tasks,
+            channels=channels,
             on_replacement_wanted=lambda reason: wire.send(replace=reason),
             on_buried=lambda worker: wire.send(buried=worker),
         )
+
+    @property
+    def id(self) -> int | None:
+        """The worker's id, once it has one."""
+        return self._manager.id or None
 
     def run(self) -> int:
         """Work until told to stop, or until a burst has nothing left; return the exit code."""
@@ -82,8 +91,10 @@ class WorkerProcess:
         finally:
             connection.close()
         return {
+            "name": f"worker {self._manager.id}",
             "worker": self._manager.id,
             "dsn": psycopg2.extensions.make_dsn(**parameters),
+            "database_url": f"postgresql+psycopg2:///?{urlencode(parameters)}",
             "keep_alive": KEEP_ALIVE.sql,
             "heartbeat_interval": config.heartbeat_interval,
             "lease": config.lease,

@@ -20,11 +20,12 @@ from queuedtask.db.statement import Cursor
 from queuedtask.db.store import Ending
 from queuedtask.db.workers import Owner
 from queuedtask.model import outcome
+from queuedtask.model.options import PROCESS
 from queuedtask.model.outcome import Decision, Outcome, decide
 from queuedtask.model.task import Task
+from queuedtask.run.hooks import Hooks, Settled
 from queuedtask.worker.link import Link
 from queuedtask.worker.obituary import Obituary, Verdict
-from queuedtask.worker.settling import frees_tasks
 
 logger = logging.getLogger("queuedtask.worker")
 
@@ -69,6 +70,16 @@ class Observer:
         self._seen.clear()
 
 
+class TakenBack(NamedTuple):
+    """What became of a batch of a dead worker's tasks."""
+
+    endings: list[Ending]
+    frees_tasks: bool
+    """Whether any task may have become eligible by that."""
+    is_all: bool
+    """Whether the worker has no more of them."""
+
+
 @dataclass(frozen=True)
 class Burial:
     """A dead worker whose tasks are to be taken back."""
@@ -78,18 +89,16 @@ class Burial:
     """With which it was found silent; None when its death is certain."""
     obituary: Obituary | None = None
 
-    def batch(
-        self, cursor: Cursor, *, max_retries: int, max_lost: int, jitter: Callable[[], float]
-    ) -> tuple[list[Ending], bool]:
+    def batch(self, cursor: Cursor, *, max_retries: int, max_lost: int, jitter: Callable[[], float]) -> TakenBack:
         """Take back a batch of its tasks, in the order of their ids, in the caller's transaction.
 
-        Return what became of them, and whether that was all. A worker that has reported meanwhile is left alone. Each
-        move is fenced by the dead worker's id and the attempt: what has moved on is not touched.
+        A worker that has reported meanwhile is left alone. Each move is fenced by the dead worker's id and the
+        attempt: what has moved on is not touched.
         """
         if self.last_heartbeat is not None and not workers.lock_silent(
             cursor, worker=self.worker, last_heartbeat=self.last_heartbeat
         ):
-            return [], True
+            return TakenBack([], frees_tasks=False, is_all=True)
         claimed = store.lock_claimed(cursor, worker=self.worker, limit=BATCH)
         endings = []
         for task, age in claimed:
@@ -100,17 +109,18 @@ class Burial:
             decision = decide(judged, ended, max_retries=max_retries, max_lost=max_lost, jitter=jitter())
             seconds = age if verdict is None else time.monotonic() - verdict.began_at
             endings.append(Ending(task, decision, seconds, context=None))
-        accepted = store.settle(cursor, endings, worker=self.worker)
+        settled = store.settle(cursor, endings, worker=self.worker)
         is_all = len(claimed) < BATCH
         if is_all:
             workers.retire(cursor, worker=self.worker)
-        return [ending for ending in endings if ending.task.key in accepted], is_all
+        buried = [ending for ending in endings if ending.task.key in settled.accepted]
+        return TakenBack(buried, settled.frees_tasks, is_all)
 
     def _outcome(self, task: Task, *, has_begun: bool) -> tuple[Outcome, Verdict | None]:
         if self.obituary is None:
-            # Its start is in the row after half a second, so a task without one may have been running; a suspect one
-            # has its start in the row before it begins.
-            if has_begun or not task.is_suspect:
+            # Its start is in the row after half a second, so a task without one may have been running; one that runs
+            # alone has its start in the row before it begins.
+            if has_begun or task.isolation != PROCESS:
                 return lost(f"worker {self.worker} stopped reporting"), None
             return Outcome(outcome.INTERRUPTED), None
         verdict = self.obituary.verdicts.get(task.id)
@@ -133,8 +143,9 @@ class Burial:
 class Rescuer:
     """What a worker does about the dead: it looks for them, and takes back their tasks batch by batch."""
 
-    def __init__(self, config: Config, *, on_buried: Callable[[int], None]) -> None:
+    def __init__(self, config: Config, hooks: Hooks, *, on_buried: Callable[[int], None]) -> None:
         self._config = config
+        self._hooks = hooks
         self._on_buried = on_buried
         self._observer = Observer()
         self._burials: deque[Burial] = deque()
@@ -169,20 +180,22 @@ class Rescuer:
         """Take back one batch, in a transaction of its own; return what became of the tasks."""
         burial, config = self._burials[0], self._config
         with link.transaction() as cursor:
-            ended, is_all = burial.batch(
+            taken = burial.batch(
                 cursor,
                 max_retries=config.max_retries,
                 max_lost=config.max_lost,
                 jitter=lambda: random.uniform(-1.0, 1.0),
             )
-            decisions = [ending.decision for ending in ended]
-            if config.use_postgresql_notify and frees_tasks(decisions):
-                store.notify(cursor, config.notify_channel)
-        if ended:
+            decisions = [ending.decision for ending in taken.endings]
+            if taken.frees_tasks:
+                store.notify(cursor, config.wake_channel)
+        if taken.endings:
+            if self._hooks.settle:
+                self._hooks.settled([Settled(e.task, e.decision, None, e.seconds, True) for e in taken.endings])
             kinds = Counter(decision.outcome.kind.replace("_", " ") for decision in decisions)
             shown = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-            logger.warning("took back %s tasks of worker %s: %s", len(ended), burial.worker, shown)
-        if is_all:
+            logger.warning("took back %s tasks of worker %s: %s", len(taken.endings), burial.worker, shown)
+        if taken.is_all:
             self._burials.popleft()
             if burial.obituary is not None:
                 self._on_buried(burial.worker)

@@ -10,14 +10,19 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
+from queuedtask.config import Config
 from queuedtask.errors import Interrupted, TaskTimeout
+from queuedtask.model.orders import ORDERS
 from queuedtask.model.outcome import Outcome
 from queuedtask.model.task import Task
 from queuedtask.run.attempt import Attempt, Connections, ThreadNumbers, current_attempt
-from queuedtask.run.executor import Resolver, execute
+from queuedtask.run.executor import execute, judge
+from queuedtask.run.hooks import Hooks
 from queuedtask.run.logs import capture_logs
+from queuedtask.run.resolver import Resolver
 from queuedtask.worker.waker import Waker
 from queuedtask.worker.wire import Message, Wire, WireClosed
 
@@ -29,14 +34,13 @@ _INTERRUPTS: Final = {each.__name__: each for each in (TaskTimeout, Interrupted)
 class Runner:
     """Runs what its slot sends. ``connect`` makes what tasks draw their connections from, when one is first wanted."""
 
-    def __init__(
-        self, wire: Wire, *, function_aliases: dict[str, str], log_level: int, connect: Callable[[], Connections]
-    ) -> None:
+    def __init__(self, wire: Wire, config: Config, *, connect: Callable[[], Connections], hooks: Hooks) -> None:
         self._wire = wire
         self._waker = Waker()
-        self._log_level = log_level
-        self._resolve = Resolver(lambda: function_aliases)
+        self._config = config
+        self._resolve = Resolver(config)
         self._connections = _Lazily(connect)
+        self._hooks = hooks
         self._inbox: queue.SimpleQueue[tuple[Attempt, float]] = queue.SimpleQueue()
         self._attempt: Attempt | None = None
         self._ended: list[Outcome] = []
@@ -48,7 +52,7 @@ class Runner:
         poll = select.poll()
         poll.register(self._wire, select.POLLIN)
         poll.register(self._waker.fileno(), select.POLLIN)
-        with capture_logs(self._log_level, current_attempt):
+        with capture_logs(self._config.log_level, current_attempt):
             for message in early:
                 self._obey(message)
             while True:
@@ -67,9 +71,13 @@ class Runner:
         if "attempt" in message:
             task = Task(**message["attempt"])
             self._attempt = Attempt(task, self._flush_wanted, connections=self._connections)
+            self._attempt.runs_alone = True
             self._inbox.put((self._attempt, message["default_timeout"]))
         elif "abort" in message and self._attempt is not None:
             self._attempt.ask_to_abort()
+        elif "order" in message and self._attempt is not None:
+            if self._attempt.task.key == tuple(message["of"]):
+                self._attempt.obey(ORDERS[message["order"]])
         elif "interrupt" in message and self._attempt is not None:
             self._attempt.interrupt(_INTERRUPTS[message["interrupt"]])
         elif "flushed" in message and self._attempt is not None:
@@ -100,12 +108,19 @@ class Runner:
         while True:
             attempt, default_timeout = self._inbox.get()
             attempt.thread = ThreadNumbers.of_this_one()
-            ended = execute(attempt, self._resolve, default_timeout=default_timeout, on_begin=self._began)
+            ended = execute(
+                attempt,
+                self._resolve,
+                default_timeout=default_timeout,
+                on_begin=self._began,
+                hooks=self._hooks,
+                judge=partial(judge, self._config),
+            )
             self._ended.append(ended)
             self._waker.wake()
 
     def _began(self, attempt: Attempt) -> None:
-        self._wire.send(begun=attempt.options._asdict())
+        self._wire.send(begun=attempt.options.portable())
 
 
 class _Lazily:
@@ -116,10 +131,25 @@ class _Lazily:
         self._made: Connections | None = None
 
     def open(self, attempt: Attempt) -> Any:
+        with attempt.guard.hold():
+            made = self._make()
+        return made.open(attempt)
+
+    def finish_in(self, attempt: Attempt, connection: object) -> Any:
+        with attempt.guard.hold():
+            made = self._make()
+        return made.finish_in(attempt, connection)
+
+    def ref(self, task_id: str) -> Any:
+        return self._make().ref(task_id)
+
+    def worker_id(self) -> int:
+        return self._make().worker_id()
+
+    def _make(self) -> Connections:
         if self._made is None:
-            with attempt.guard.hold():
-                self._made = self._connect()
-        return self._made.open(attempt)
+            self._made = self._connect()
+        return self._made
 
     def cancel(self, attempt: Attempt) -> None:
         if self._made is not None:

@@ -6,7 +6,7 @@ never tried again. While the database is away endings pile up here and are writt
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import psycopg2
@@ -20,6 +20,7 @@ from queuedtask.model import outcome, states
 from queuedtask.model.outcome import Decision, Outcome, decide
 from queuedtask.model.task import Task
 from queuedtask.run.attempt import Attempt
+from queuedtask.run.hooks import Hooks, Settled
 from queuedtask.run.logs import Line
 from queuedtask.worker.link import Link
 
@@ -37,9 +38,11 @@ class Settling(NamedTuple):
     """None for a task that was handed back before a slot took it."""
     context: str | None = None
     lines: Sequence[Line] = ()
+    at: float | None = None
+    """When the slot had done with it, on the monotonic clock; None when it was not the slot that ended it."""
 
     @classmethod
-    def of(cls, attempt: Attempt, decision: Decision, *more_lines: Line) -> "Settling":
+    def of(cls, attempt: Attempt, decision: Decision, *more_lines: Line, at: float | None = None) -> "Settling":
         """Take the last changes of an attempt's context and log along."""
         return cls(
             attempt.task,
@@ -47,12 +50,23 @@ class Settling(NamedTuple):
             attempt,
             attempt.context.take_changes(also_deferred=True),
             [*attempt.log.take(), *more_lines] if attempt.log or more_lines else (),
+            at,
         )
 
     @property
     def is_plain(self) -> bool:
         """Tell whether a single statement writes all of it."""
-        return not self.lines and not self.decision.leaves_row
+        return not self.lines and self.decision.edge is states.FINISH
+
+    def settled(self) -> Settled:
+        """Return what hooks are told of it."""
+        attempt = self.attempt
+        if attempt is None:
+            return Settled(self.task, self.decision, None, None, is_unattended=False)
+        began, eligible_at = attempt.began, self.task.eligible_at
+        waited = None if began is None or eligible_at is None else max(0.0, began - eligible_at)
+        seconds = None if began is None else (self.at or time.monotonic()) - began
+        return Settled(self.task, self.decision, waited, seconds, attempt.is_unattended)
 
     def ending(self) -> Ending:
         """Return what goes into the row."""
@@ -62,13 +76,16 @@ class Settling(NamedTuple):
 class Settlements:
     """The endings of one worker that are not in the database yet."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, hooks: Hooks) -> None:
         self._config = config
+        self._hooks = hooks
         self.pending: list[Settling] = []
         self.due_at = NEVER
         """When they are to be written at the latest, on the monotonic clock."""
         self.refused = 0
         """How many writes came too late: their rows were no longer this worker's."""
+        self.has_freed = False
+        """Whether endings may have made tasks eligible since this was last reset."""
         self.handed_back: list[str] = []
         """The ids of the tasks that were given back unfinished after they had begun."""
 
@@ -86,12 +103,16 @@ class Settlements:
         if lines:
             # First: an attempt that is settled takes no more lines.
             store.add_logs(cursor, lines, worker=worker)
-        accepted = store.settle(cursor, [s.ending() for s in settlings], worker=worker)
-        if self._config.use_postgresql_notify and frees_tasks(s.decision for s in settlings):
-            store.notify(cursor, self._config.notify_channel)
-        if len(accepted) == len(settlings):
+        unwritten = [s for s in settlings if s.decision.outcome.kind != outcome.FINISHED]
+        if not unwritten:
             return []
-        return [s for s in settlings if s.task.key not in accepted]
+        settled = store.settle(cursor, [s.ending() for s in unwritten], worker=worker)
+        if settled.frees_tasks:
+            store.notify(cursor, self._config.wake_channel)
+        self.has_freed |= settled.frees_tasks
+        if len(settled.accepted) == len(unwritten):
+            return []
+        return [s for s in unwritten if s.task.key not in settled.accepted]
 
     def written(self, refused: Sequence[Settling]) -> list[Decision]:
         """Take note that what :meth:`write` wrote is committed; return the decisions that tasks do not end with."""
@@ -104,6 +125,8 @@ class Settlements:
                 s.attempt.context.confirm()
                 if s.decision.edge is states.HAND_BACK:
                     self.handed_back.append(s.task.id)
+        if self._hooks.settle:
+            self._hooks.settled([s.settled() for s in settlings if s not in refused])
         for s in refused:
             if s.attempt is None or not s.attempt.is_disowned:
                 self.refuse(s.task, f"ended as {s.decision.edge.target}")
@@ -143,11 +166,6 @@ class Settlements:
             self.pending.pop(0)
             on_written(self._written([settling], refused))
         self.due_at = NEVER
-
-
-def frees_tasks(decisions: Iterable[Decision]) -> bool:
-    """Tell whether any of them makes a task eligible for others."""
-    return any(decision.edge.target == states.ENQUEUED for decision in decisions)
 
 
 def log_lines(task: Task, lines: Sequence[Line]) -> list[LogLine]:

@@ -4,17 +4,20 @@ All of it happens while the manager talks to the database. Nothing here touches 
 """
 
 import logging
-import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from queuedtask.config import Config
 from queuedtask.model import outcome
-from queuedtask.model.outcome import Decision, Outcome, decide
+from queuedtask.model.options import PROCESS
+from queuedtask.model.outcome import Decision, Outcome
 from queuedtask.model.task import Task
 from queuedtask.run.attempt import Attempt, Connections, ThreadNumbers
-from queuedtask.run.executor import Resolver, execute
+from queuedtask.run.executor import execute, judge
+from queuedtask.run.hooks import Hooks
+from queuedtask.run.resolver import Resolver
 from queuedtask.worker.board import Board
 from queuedtask.worker.isolation import Isolation
 from queuedtask.worker.ladder import Ladder
@@ -41,6 +44,7 @@ class Slots:
         ladder: Ladder,
         isolation: Isolation,
         connections: Connections,
+        hooks: Hooks,
         *,
         note: Callable[[Attempt], None],
         wake_by: Callable[[float], None],
@@ -52,18 +56,21 @@ class Slots:
         self._ladder = ladder
         self._isolation = isolation
         self._connections = connections
+        self._hooks = hooks
         self._note = note
         self._wake_by = wake_by
         self._wake_manager = wake_manager
-        self._resolve = Resolver(lambda: config.function_aliases)
+        self._resolve = Resolver(config)
 
     def begin(self, task: Task, slot: int, thread: ThreadNumbers) -> Attempt:
         """Make the attempt of a task and write it on the board, before anything of the task's can happen."""
         attempt = Attempt(task, self._wake_manager, thread, self._config.task_timeout, self._connections)
         now = time.monotonic()
-        if task.is_suspect:
+        isolation = task.isolation
+        if isolation == PROCESS or (isolation is None and task.function in self._resolve.isolated):
+            attempt.runs_alone = True
             attempt.deadline = None  # its clock starts when its process is there
-        elif self._resolve.knows(task.function):
+        elif self._resolve.knows(task):
             attempt.deadline = now + attempt.timeout
         else:
             attempt.is_importing = True
@@ -81,31 +88,34 @@ class Slots:
             # A fault of ours, or no memory left: the slot survives, and the attempt still ends.
             logger.exception("task %s could not be run", attempt.task.id)
             ended = Outcome(outcome.RAISED, error_type=type(error).__qualname__, error_message="the worker failed")
-        return self.judge(attempt, ended)
-
-    def judge(self, attempt: Attempt, ended: Outcome) -> Decision:
-        """Say what an outcome means for the attempt's task."""
-        if ended.kind == outcome.RETURNED:
-            return decide(attempt.task, ended, max_retries=0, max_lost=1)
-        task, declared = attempt.task, attempt.options.max_retries
-        if task.max_retries is None and declared is not None:
-            task = task._replace(max_retries=declared)
-        return decide(
-            task,
-            ended,
-            max_retries=self._config.max_retries,
-            max_lost=self._config.max_lost,
-            jitter=random.uniform(-1.0, 1.0),
-        )
+        return judge(self._config, attempt, ended)
 
     def _outcome(self, attempt: Attempt) -> Outcome:
         if self._lease.is_lapsed:
             # Claimed ahead, and perhaps somebody else's by now.
             return Outcome(outcome.INTERRUPTED)
-        timeout = self._config.task_timeout
-        if attempt.task.is_suspect:
-            return self._isolation.execute(attempt, default_timeout=timeout, on_begin=self._began)
-        return execute(attempt, self._resolve, default_timeout=timeout, on_begin=self._began)
+        if attempt.runs_alone:
+            return self._execute_alone(attempt)
+        return execute(
+            attempt,
+            self._resolve,
+            default_timeout=self._config.task_timeout,
+            on_begin=self._began,
+            hooks=self._hooks,
+            judge=partial(judge, self._config),
+            elsewhere=self._move_out,
+        )
+
+    def _execute_alone(self, attempt: Attempt) -> Outcome:
+        return self._isolation.execute(attempt, default_timeout=self._config.task_timeout, on_begin=self._began)
+
+    def _move_out(self, attempt: Attempt) -> Outcome:
+        """Run an attempt in a process although it was begun here: its function had to be imported to know that."""
+        attempt.runs_alone = True
+        attempt.is_importing = False
+        attempt.deadline = None
+        self._note(attempt)
+        return self._execute_alone(attempt)
 
     def _began(self, attempt: Attempt) -> None:
         declared = attempt.options

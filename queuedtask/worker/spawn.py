@@ -90,10 +90,13 @@ class Ending(NamedTuple):
 
 
 class Process:
-    """A process that runs ``python -m queuedtask worker …`` with inherited descriptors."""
+    """A process that runs ``python -m queuedtask …`` with inherited descriptors."""
 
-    def __init__(self, arguments: Sequence[str], option: str, *descriptors: int) -> None:
-        """Start it; ``option`` tells it the numbers of a wire, of its file for stacks and of further descriptors."""
+    def __init__(self, command: Sequence[str], option: str, *descriptors: int) -> None:
+        """Start it with a command and its arguments.
+
+        ``option`` tells it the numbers of a wire, of its file for stacks and of further descriptors.
+        """
         self.wire, end = Wire.pair()
         self.stacks = Stacks()
         handed = [end.fileno(), self.stacks.fileno(), *descriptors]
@@ -101,7 +104,7 @@ class Process:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_AT_START)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "queuedtask", "worker", *arguments, option, numbers],
+                [sys.executable, "-m", "queuedtask", *command, option, numbers],
                 stdin=subprocess.DEVNULL,
                 pass_fds=handed,
             )

@@ -74,7 +74,8 @@ class Scene:
 
     def bury(self, burial: Burial, *, max_retries: int = 3, max_lost: int = MAX_LOST) -> tuple[list[Ending], bool]:
         with self.transaction() as cursor:
-            return burial.batch(cursor, max_retries=max_retries, max_lost=max_lost, jitter=lambda: 0.0)
+            taken = burial.batch(cursor, max_retries=max_retries, max_lost=max_lost, jitter=lambda: 0.0)
+        return taken.endings, taken.is_all
 
     def found_silent(self) -> Burial:
         return Burial(self.dead, last_heartbeat=self.heartbeat)
@@ -318,7 +319,7 @@ def test_what_a_worker_that_was_taken_for_dead_writes_later_is_refused(scene: Sc
     task = Task(task_id, "", "a:b", "[]", "{}", None, 1, 0, None, None)
     late = Ending(task, outcome.decide(task, Outcome(outcome.RETURNED), max_retries=3, max_lost=MAX_LOST), 1.0, None)
     with scene.transaction() as cursor:
-        assert store.settle(cursor, [late], worker=scene.dead) == set()
+        assert store.settle(cursor, [late], worker=scene.dead).accepted == set()
     assert scene.row(task_id) == ("enqueued", 0, 1, None)
 
 
@@ -326,9 +327,9 @@ def test_a_burial_belongs_to_the_transaction_of_its_caller(scene: Scene) -> None
     task_id = scene.put()
     with contextlib.closing(raw_connection(scene.url, autocommit=False)) as connection:
         burial = scene.found_silent()
-        (ending,), _ = burial.batch(connection.cursor(), max_retries=3, max_lost=MAX_LOST, jitter=lambda: 0.0)
+        taken = burial.batch(connection.cursor(), max_retries=3, max_lost=MAX_LOST, jitter=lambda: 0.0)
         connection.rollback()
-    assert ending.task.id == task_id
+    assert ids(taken.endings) == [task_id]
     assert scene.row(task_id) == ("doing", 0, 0, None)
     assert (scene.attempts("id"), scene.is_retired) == ([], False)
 

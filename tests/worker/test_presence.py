@@ -142,6 +142,7 @@ def test_what_was_claimed_ahead_is_not_begun_after_the_lease_has_lapsed(queue: Q
 def test_two_observers_that_find_a_worker_dead_at_once_take_its_tasks_back_once(
     queue: Queue, database_url: str
 ) -> None:
+    before = threading.active_count()  # slots of earlier tests idle for a while
     for _ in range(2):
         execute(
             database_url,
@@ -156,4 +157,4 @@ def test_two_observers_that_find_a_worker_dead_at_once_take_its_tasks_back_once(
     other.close()
     rows = execute(database_url, "SELECT DISTINCT lost_count, attempt FROM queued_tasks")
     assert rows == [(1, 2)]
-    assert threading.active_count() < 50
+    assert threading.active_count() < before + 30

@@ -69,8 +69,10 @@ def test_the_connection_of_an_interrupted_attempt_is_closed_for_a_cancellation_m
 
 
 def test_no_connection_is_left_over(queue: Queue, database_url: str) -> None:
+    caller = Queue(database_url)  # which keeps one to add tasks with
     with working(queue, max_retries=0):
         for fail in (False, True):
-            ended(queue.add_task(jobs.insert, "written", 1, fail=fail), "failed" if fail else "done")
-        ended(queue.options(timeout=0.2).add_task(hostile_jobs.select_on_ours), "failed", timeout=20)
+            ended(caller.add_task(jobs.insert, "written", 1, fail=fail), "failed" if fail else "done")
+        ended(caller.options(timeout=0.2).add_task(hostile_jobs.select_on_ours), "failed", timeout=20)
         wait_until(lambda: queue.database.engine.pool.checkedout() == 0)  # type: ignore[attr-defined]
+    caller.close()

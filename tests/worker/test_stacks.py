@@ -24,9 +24,9 @@ class Runner:
     """A process that runs functions one at a time; it needs no database for that."""
 
     def __init__(self) -> None:
-        self.process = Process([], "--isolated")
+        self.process = Process(["worker"], "--isolated")
         self.process.wire.send(
-            path=[str(HERE), *sys.path], application=None, database_url="", log_level=20, function_aliases={}
+            path=[str(HERE), *sys.path], application=None, database_url="", settings={"log_level": 20}
         )
         self._messages: list[Message] = []
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import resource
 import socket
 import subprocess
 import sys
@@ -182,6 +183,20 @@ def test_what_is_kept_for_an_end_that_never_reads_is_bounded_and_what_arrives_is
     assert {len(message["filler"]) for message in found} == {MEBIBYTE}
 
 
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Allow descriptors above 1,100, as servers have them; an ordinary user often begins with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1200
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"a process may not have more than {hard} descriptors here")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
 def test_descriptors_may_have_any_number() -> None:
     near, far = socket.socketpair()
     with near, far:

@@ -30,7 +30,7 @@ def test_functions_and_coroutines_run_and_their_results_are_stored(queue: Queue)
 def test_a_failing_task_is_tried_again_up_to_its_retries_and_every_attempt_leaves_a_row(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("queuedtask.model.outcome.BACKOFF_LIMIT", 0.05)
+    monkeypatch.setattr("queuedtask.model.backoff.LIMIT", 0.05)
     with working(queue, max_retries=2):
         ref = ended(queue.add_task(jobs.fail, "broken"), "failed")
     row = ref.row()
@@ -105,7 +105,7 @@ def test_a_timed_out_attempt_leaves_its_context(queue: Queue) -> None:
 
 
 def test_a_retried_attempt_starts_from_the_stored_context(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("queuedtask.model.outcome.BACKOFF_LIMIT", 0.05)
+    monkeypatch.setattr("queuedtask.model.backoff.LIMIT", 0.05)
     with working(queue):
         ref = ended(queue.options(max_retries=2).add_task(jobs.count_up_to_failure), "failed")
     assert ref.context == {"count": 3}

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,18 +21,28 @@ class Tree:
         self.process = process
         self.pid = process.pid
         self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._printed: list[str] = []
+        pipes = ((process.stderr, self._lines), (process.stdout, self._printed))
+        self._readers = [
+            threading.Thread(target=self._read, args=(pipe, lines), daemon=True) for pipe, lines in pipes if pipe
+        ]
+        for reader in self._readers:
+            reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._lines.append(line.rstrip("\n"))
+    @staticmethod
+    def _read(pipe: Iterable[str], lines: list[str]) -> None:
+        for line in pipe:
+            lines.append(line.rstrip("\n"))
 
     @property
     def log(self) -> list[str]:
         """What all its processes have written on stderr."""
         return list(self._lines)
+
+    @property
+    def printed(self) -> list[str]:
+        """What all its processes have written on stdout, if that is captured."""
+        return list(self._printed)
 
     def said(self, text: str) -> list[str]:
         return [line for line in self.log if text in line]
@@ -65,9 +75,11 @@ class Tree:
                 pass
 
     def close(self) -> None:
-        self._reader.join(10)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        for reader in self._readers:
+            reader.join(10)
+        for pipe in (self.process.stderr, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def stop(self, timeout: float = 30.0) -> int:
         """End it in order; return its exit code."""
@@ -76,14 +88,20 @@ class Tree:
 
 
 @contextmanager
-def tree(url: str, *arguments: str, **settings: object) -> Iterator[Tree]:
-    """Run a worker beside the block; whatever is left of it at the end is killed. Settings go by the environment."""
+def tree(
+    url: str, *arguments: str, command: str = "worker", places: Sequence[Path] = (), **settings: object
+) -> Iterator[Tree]:
+    """Run a worker beside the block; whatever is left of it at the end is killed. Settings go by the environment.
+
+    Other commands than ``worker`` have supervisors, too. ``places`` are put on the path of the processes.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("QUEUE_", "DATABASE_URL"))}
     given = {f"QUEUE_{name.upper()}": str(value) for name, value in settings.items()}
-    paths = [str(HERE), str(HERE.parents[1]), *sys.path]
+    paths = [*map(str, places), str(HERE), str(HERE.parents[1]), *sys.path]
     process = subprocess.Popen(
-        [sys.executable, "-m", "queuedtask", "worker", *arguments],
+        [sys.executable, "-m", "queuedtask", command, *arguments],
         env={**kept, **given, "QUEUE_DATABASE_URL": url, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from queuedtask import Cancel, Retry, current_task, flush_context, get_context, set_context
+from queuedtask import Cancel, Retry, current_task, flush_context, get_context, set_context, track
 
 released = threading.Event()
 """What blocked() waits for."""
@@ -215,3 +215,71 @@ def sleep_for_long() -> None:
 
 async def sleep_async_for_long() -> None:
     await asyncio.sleep(60)
+
+
+def set_tenant_and_fail() -> None:
+    set_context("tenant", 99)
+    raise ValueError("again")
+
+
+def sleep_in_sql(seconds: float) -> None:
+    with current_task().connection() as connection:
+        connection.exec_driver_sql(f"SELECT pg_sleep({seconds})")
+
+
+def finish_and_fail(result: int) -> None:
+    with current_task().transaction():
+        current_task().set_result(result)
+    raise ValueError("after it")
+
+
+async def clean_up_and_return() -> str:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        set_context("cleaned", True)
+    return "returned"
+
+
+def wait_for(task_id: str, timeout: float | None = None) -> Any:
+    """Wait for another task, as a task would that has added it."""
+    return queues[0].get(task_id).wait(timeout)
+
+
+def add_and_wait(n: int) -> Any:
+    return queues[0].add_task(add, n, n).wait(30)
+
+
+queues: list[Any] = []
+"""The queue of a worker in the test's own process."""
+
+
+def fail_when_released() -> None:
+    assert released.wait(30)
+    raise ValueError("released")
+
+
+def loop_slowly(path: str, count: int, seconds: float) -> int:
+    """Note each item when it is finished."""
+    for item in track(range(count), key="cursor"):
+        time.sleep(seconds)
+        note(path, str(item))
+    return count
+
+
+def loop_until_blocked(path: str, blocked_at: int) -> None:
+    """Get stuck at an item in the first attempt."""
+    for item in track(range(20), key="cursor"):
+        if item == blocked_at and current_task().attempt == 1:
+            released.wait(60)
+        note(path, str(item))
+
+
+def loop_and_finish(path: str, fail: bool) -> None:
+    """Finish in a transaction after the loop."""
+    for item in track(range(3), key="cursor"):
+        note(path, str(item))
+    with current_task().transaction() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        if fail and current_task().attempt == 1:
+            raise ValueError("in the transaction")
