@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
@@ -17,6 +18,8 @@ from queuedtask.errors import ConfigError
 
 Source = Literal["default", "config", "environment", "argument", "flag", "assignment"]
 _RANK: dict[Source, int] = {source: rank for rank, source in enumerate(get_args(Source))}  # the later wins
+
+RETENTION_DAYS = 30.0
 
 # One lock for all configs, not one in each: assignments are rare, and a Config stays copyable and picklable.
 _changing = threading.Lock()
@@ -44,7 +47,6 @@ class Setting(NamedTuple):
     help: str
     kind: Kind
     secret: bool  # never shown in clear: a URL without its password, anything else as ***
-    reserved: bool  # accepted and checked, without effect in this release
 
 
 def _require(condition: bool, detail: str = "") -> None:
@@ -118,6 +120,14 @@ def _list(value: Any) -> tuple[str, ...]:
     return tuple(items)
 
 
+def _allowed(value: Any) -> tuple[str, ...]:
+    patterns = _list(value)
+    for pattern in patterns:
+        is_one = re.fullmatch(rf"\*|{_DOTTED}(:{_DOTTED}|\.\*)?", pattern) is not None
+        _require(is_one, f"{pattern!r} is neither module.function nor package.* nor *")
+    return patterns
+
+
 def _aliases(value: Any) -> dict[str, str]:
     if isinstance(value, str):
         pairs = [[side.strip() for side in item.partition("=")[::2]] for item in _split(value)]
@@ -130,6 +140,29 @@ def _aliases(value: Any) -> dict[str, str]:
     return aliases
 
 
+def _channels(value: Any) -> Any:
+    items = [item.strip() for item in value.split(",")] if value != "" else []
+    _require(all(re.fullmatch(_CHANNEL, item) for item in items))
+    names = [re.split("[:@]", item)[0] for item in items]
+    _require(len(set(names)) == len(names), "a channel stands there twice")
+    return value
+
+
+def _retention(value: Any) -> float | dict[str, float]:
+    if not isinstance(value, Mapping):
+        return float(_DAYS.check(value))
+    _require(len(value) > 0 and set(value) <= set(_ENDED))
+    return {state: float(_DAYS.check(days)) for state, days in value.items()}
+
+
+def _retention_text(text: str) -> Any:
+    if ":" not in text:
+        return float(text)
+    pairs = [item.partition(":")[::2] for item in _split(text)]
+    _require(len({state.strip() for state, _ in pairs}) == len(pairs), "a state stands there twice")
+    return {state.strip(): float(days) for state, days in pairs}
+
+
 def _log_level(value: Any) -> int:
     if isinstance(value, str):
         value = int(value) if value.isdecimal() else logging.getLevelNamesMapping()[value.upper()]
@@ -137,6 +170,14 @@ def _log_level(value: Any) -> int:
     return int(value)
 
 
+_ENDED = ("done", "failed", "cancelled", "stopped")
+_DAYS = _number("days", 36500)
+_RETENTION = Kind(
+    "retention",
+    "a number of days, more than 0, at most 36500, or one for each state, such as done:7,failed:90",
+    lambda value: _retention(_retention_text(value) if isinstance(value, str) else value),
+    _retention_text,
+)
 _SECONDS = _number("seconds", 365 * 24 * 3600)
 _SECONDS_OR_ZERO = _number("seconds", 365 * 24 * 3600, zero=True)
 _YES_NO = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
@@ -147,14 +188,16 @@ _DIRECTORY = Kind("directory", "the path of a directory", _directory)
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _APPLICATION = _pattern("application", "module or module:queue, such as shop.tasks:queue", f"{_DOTTED}(:{_DOTTED})?")
 _LIST = Kind("list", "texts, comma-separated or in a list", _list)
+_ALLOWED = Kind("patterns", "module.function, package.* or *, comma-separated or in a list", _allowed)
 _ALIASES = Kind("mapping", "old.module:function=new.module:function, comma-separated, or a mapping", _aliases)
-_CHANNEL = r"\s*[^\s,:@]{1,64}(:[1-9][0-9]{0,8})?(@[1-9][0-9]{0,8}/(sec|min|hour|day))?\s*"
-_CHANNELS = _pattern(
+_CHANNEL = r"[^\s,:@*]{1,64}(:(0|[1-9][0-9]{0,8}))?(@[1-9][0-9]{0,8}/(sec|min|hour|day))?"
+_CHANNELS = Kind(
     "channels",
     "name[:limit][@count/unit], comma-separated, with the units sec, min, hour and day",
-    f"({_CHANNEL}(,{_CHANNEL})*)?",
+    _channels,
 )
 _LOG_LEVEL = Kind("log level", "the name of a logging level or a number from 0 to 1000", _log_level)
+_LOG_FORMAT = _pattern("log format", "text or json", "text|json")
 
 
 def _usable_cpus() -> int:
@@ -220,21 +263,25 @@ class Config:
         _SECONDS_OR_ZERO, 30.0, "Time that running tasks get to finish when a worker is told to stop.")
     max_payload: int = _setting(
         _integer(1, 2**28 - 1), 1024 * 1024, "Largest size of a task's serialised arguments, in bytes.")
-    retention_days: float = _setting(
-        _number("days", 36500), 30.0, "Time for which ended tasks are kept, in days.")
+    retention_days: float | Mapping[str, float] = _setting(
+        _RETENTION, RETENTION_DAYS, "Time for which ended tasks are kept, in days; or for each state, the others 30.")
     channels: str = _setting(
-        _CHANNELS, "", "Channels with their limits and rates, such as mail:2,api:4@10/min.", reserved=True)
+        _CHANNELS, "", "Limits that channels get which have none yet, such as mail:2,api:4@10/min.")
     secret_key: tuple[str, ...] = _setting(
-        _LIST, (), "Keys for pickled functions: the first one signs, any of them verifies.",
-        secret=True, reserved=True)
+        _LIST, (), "Keys for pickled functions: the first one signs, any of them verifies.", secret=True)
     allowed_functions: tuple[str, ...] = _setting(
-        _LIST, (), "Patterns of the functions that a worker may run.", default_text="all", reserved=True)
+        _ALLOWED, (), "Functions that a worker may run: shop.* with all below it, mail.send exactly.",
+        default_text="all")
     function_aliases: Mapping[str, str] = _setting(
         _ALIASES, dict, "New paths of functions that were moved while tasks still name the old ones.")
     redact: tuple[str, ...] = _setting(
         _LIST, (), "Names or patterns of keyword arguments whose values are shown as ***.")
     log_level: int = _setting(
         _LOG_LEVEL, logging.INFO, "Level from which log records of tasks are stored.", default_text="INFO")
+    log_format: str = _setting(
+        _LOG_FORMAT, "text", "How a worker writes its log on stderr: text, or a JSON object for each line.")
+    health_max_stuck: int = _setting(
+        _integer(0), 10, "Number of stuck tasks above which the queue's health is degraded.")
     # fmt: on
 
     sources: Mapping[str, Source] = field(init=False, compare=False)
@@ -270,14 +317,16 @@ class Config:
         *,
         arguments: Mapping[str, object] = {},
         environ: Mapping[str, str] | None = None,
+        ignoring: Collection[str] = (),
     ) -> "Config":
         """Make a Queue's config: `arguments` over the environment over `given` over the defaults.
 
         `given` is left as it is. An argument of None is not given. A variable that an argument overrides is
-        not even checked: a DATABASE_URL that is meant for something else does no harm.
+        not even checked: a DATABASE_URL that is meant for something else does no harm. Nor is one of `ignoring`.
         """
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        environment = _read(os.environ if environ is None else environ, without=arguments)
+        present = os.environ if environ is None else environ
+        environment = _read({name: text for name, text in present.items() if name not in ignoring}, without=arguments)
         config = cls()
         config._change(
             ("config", given._given() if given else {}), ("environment", environment), ("argument", arguments)
@@ -290,6 +339,18 @@ class Config:
         for name, value in flags.items():
             flags[name] = _checked(_known(name), value, name, text=isinstance(value, str))
         self._change(("flag", flags))
+
+    @property
+    def retention(self) -> dict[str, float]:
+        """For how many seconds tasks are kept after their end, by state."""
+        days = self.retention_days
+        given = dict(days) if isinstance(days, Mapping) else dict.fromkeys(_ENDED, days)
+        return {state: given.get(state, RETENTION_DAYS) * 86400.0 for state in _ENDED}
+
+    @property
+    def wake_channel(self) -> str | None:
+        """Return the NOTIFY channel by which workers are woken; None while NOTIFY is not in use."""
+        return self.notify_channel if self.use_postgresql_notify else None
 
     def as_dict(self, mask: bool = True) -> dict[str, dict[str, Any]]:
         """Return each field's value, in JSON's types, and its source; `mask=False` shows the secrets."""
@@ -348,7 +409,6 @@ def _describe() -> Iterable[Setting]:
                 help=meta["help"],
                 kind=meta["kind"],
                 secret=meta.get("secret", False),
-                reserved=meta.get("reserved", False),
             )
 
 
@@ -411,3 +471,16 @@ def _shown(spec: Setting, value: Any, mask: bool = True) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+
+
+@contextmanager
+def handed_down(variable: str, value: str) -> Iterator[None]:
+    """Set a variable for the processes that are started inside the block, unless whoever started us has set it."""
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        del os.environ[variable]

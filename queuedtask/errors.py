@@ -17,6 +17,10 @@ class InvalidTask(QueuedTaskError, ValueError):
     """Refuse a task in the caller's stack, before anything is written."""
 
 
+class ParentNotFound(InvalidTask, LookupError):
+    """There is no such parent: it was removed, or its transaction is not committed yet."""
+
+
 class NotSerializable(InvalidTask, TypeError):
     """Refuse an argument that JSON and our few tagged types cannot carry; the message names its path."""
 
@@ -25,8 +29,84 @@ class UnknownFunction(InvalidTask, ImportError):
     """Say that a function cannot be reached by an import path."""
 
 
+class DuplicateTask(InvalidTask):
+    """Refuse a task whose unique key is held by another that has not ended."""
+
+    def __init__(self, message: str, *, task_id: str) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+        """The id of the task that has the key."""
+
+
+class IsolationError(InvalidTask):
+    """Say that the caller's transaction, by its level of isolation, cannot see what adding the task depends on.
+
+    Nothing was written, and the transaction can go on.
+    """
+
+
+class InvalidSignature(QueuedTaskError, ValueError):
+    """Refuse a pickled function that no key of this worker's has signed for its task; its code was not loaded."""
+
+
+class FunctionNotAllowed(QueuedTaskError, PermissionError):
+    """Refuse a function that is outside ``QUEUE_ALLOWED_FUNCTIONS``."""
+
+
+class NotCommitted(InvalidTask):
+    """Say that a task cannot be waited for: the transaction that adds it is still open, or was rolled back."""
+
+
 class TaskNotFound(QueuedTaskError, LookupError):
     """Say that no task has this id: never added, rolled back, cleared or purged."""
+
+
+class ScheduleNotFound(QueuedTaskError, LookupError):
+    """Say that no schedule has this name: never written by a worker, or removed."""
+
+
+class TaskGone(QueuedTaskError, LookupError):
+    """Say that a task's row has vanished while somebody waited for its end: it was cleared, purged or deleted."""
+
+
+class TaskEnded(QueuedTaskError):
+    """Say that a task that was waited for has not ended as *done*; each other end has a class of its own.
+
+    What its row says about the error stands in the attributes.
+    """
+
+    _how = "ended"
+
+    def __init__(self, task_id: str, type: str | None, message: str | None, traceback: str | None) -> None:
+        super().__init__(task_id, type, message, traceback)
+        self.task_id = task_id
+        self.type = type
+        """The name of the error's class, as text: it need not be importable here."""
+        self.message = message
+        self.traceback = traceback
+        """The traceback as text, without local variables."""
+
+    def __str__(self) -> str:
+        why = ": ".join(filter(None, (self.type, self.message)))
+        return f"task {self.task_id} {self._how}" + (f": {why}" if why else "")
+
+
+class TaskFailed(TaskEnded):
+    """Say that a task that was waited for has failed, and with which error."""
+
+    _how = "failed"
+
+
+class TaskCancelled(TaskEnded):
+    """Say that a task that was waited for was cancelled: by somebody, by itself, or with a parent that failed."""
+
+    _how = "was cancelled"
+
+
+class TaskStopped(TaskEnded):
+    """Say that a task that was waited for was stopped by somebody."""
+
+    _how = "was stopped"
 
 
 class NotAllowed(QueuedTaskError):
@@ -70,7 +150,10 @@ class TaskTimeout(BaseException):
 
 
 class Interrupted(BaseException):
-    """Arrive inside a task whose worker must give it back: the task is claimed again, no retry is used."""
+    """Arrive inside a task that must end although it is in time.
+
+    Its worker gives it back (the task is claimed again, no retry is used), or somebody has cancelled or stopped it.
+    """
 
 
 class NotInTask(QueuedTaskError, RuntimeError):

@@ -1,47 +1,28 @@
-"""What the tests of every floor use: waiting without sleeping, and making databases.
+"""What the tests of every floor use: waiting without sleeping, and asking a database without our own code.
 
 ``tests/`` is on the import path (``conftest.py`` puts it there): ``from helpers import wait_until``.
 """
 
 import contextlib
-import fcntl
-import os
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import psycopg2
-import psycopg2.sql
 
+from queuedtask.db.databases import EMPTY, Databases
 from queuedtask.db.embedded import EmbeddedServer
+from queuedtask.testing import wait_until
 
-T = TypeVar("T")
-
-TEMPLATE = "queuedtask_template"
-
-
-def wait_until(predicate: Callable[[], T], timeout: float = 10.0, interval: float = 0.01, message: str = "") -> T:
-    """Return the first truthy value of the predicate; AssertionError with its last value after the timeout.
-
-    An AssertionError of the predicate counts as "not yet", and is the cause of ours if it stays.
-    """
-    deadline = time.monotonic() + timeout
-    while True:
-        cause: AssertionError | None = None
-        value: Any = None
-        try:
-            value = predicate()
-        except AssertionError as error:
-            cause = error
-        if value:
-            return value  # type: ignore[no-any-return]
-        if time.monotonic() > deadline:
-            what = message or getattr(predicate, "__name__", repr(predicate))
-            raise AssertionError(f"not within {timeout:g} s: {what} (last: {cause or value!r})") from cause
-        time.sleep(interval)
+__all__ = [
+    "apply_migrations",
+    "execute",
+    "fresh_database",
+    "has_begun",
+    "raw_connection",
+    "somebody_waits_for_a_lock",
+    "wait_until",
+]
 
 
 def has_begun(ref: Any) -> bool:
@@ -72,6 +53,12 @@ def execute(url: str, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]
         return cursor.fetchall() if cursor.description else []
 
 
+def somebody_waits_for_a_lock(url: str) -> bool:
+    """Tell whether a statement in this database waits for somebody else's lock."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return bool(execute(url, waiting))
+
+
 def apply_migrations(url: str) -> None:
     """Bring the database to our current schema."""
     from queuedtask.db import migrate
@@ -82,49 +69,8 @@ def apply_migrations(url: str) -> None:
         connection.commit()
 
 
-def database_url_of(server: EmbeddedServer, name: str) -> str:
-    """Return the URL of another database of the server."""
-    return server.url.replace(f"@/{server.database}?", f"@/{name}?")
-
-
 @contextlib.contextmanager
-def fresh_database(server: EmbeddedServer, template: str = "template0") -> Iterator[str]:
+def fresh_database(server: EmbeddedServer, template: str = EMPTY) -> Iterator[str]:
     """Make a database and give its URL; it is dropped afterwards whoever is still connected."""
-    name = f"test_{uuid.uuid4().hex[:16]}"
-    _execute_ddl(server, "CREATE DATABASE {} TEMPLATE {}", name, template)
-    try:
-        yield database_url_of(server, name)
-    finally:
-        _execute_ddl(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
-
-
-def ensure_template(server: EmbeddedServer) -> str:
-    """Return the name of the database with our schema that tests clone; the first process makes it."""
-    with locked(server.directory / "template.lock"):
-        known = "SELECT 1 FROM pg_database WHERE datname = %s"
-        if not execute(server.url, known, (TEMPLATE,)):
-            unfinished = f"{TEMPLATE}_unfinished"
-            _execute_ddl(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", unfinished)
-            _execute_ddl(server, "CREATE DATABASE {} TEMPLATE template0", unfinished)
-            apply_migrations(database_url_of(server, unfinished))
-            # Nobody may be connected to a database while it is cloned.
-            _execute_ddl(server, "ALTER DATABASE {} ALLOW_CONNECTIONS false", unfinished)
-            _execute_ddl(server, "ALTER DATABASE {} RENAME TO {}", unfinished, TEMPLATE)
-    return TEMPLATE
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file against the other processes of the test run."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _execute_ddl(server: EmbeddedServer, sql: str, *names: str) -> None:
-    statement = psycopg2.sql.SQL(sql).format(*map(psycopg2.sql.Identifier, names))
-    with contextlib.closing(raw_connection(server.url)) as connection, connection.cursor() as cursor:
-        cursor.execute(statement)
+    with Databases(server.url).fresh(template) as url:
+        yield url

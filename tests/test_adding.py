@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from djangos import django_connections
 from helpers import execute, raw_connection
 from queuedtask import InvalidTask, NotSerializable, Queue
 from queuedtask.db.callers import cursor_on
@@ -88,23 +89,6 @@ def django_connection(url: str, *, by_alias: bool = False) -> Iterator[Caller]:
         yield Caller("default" if by_alias else wrapper, run, wrapper.commit, wrapper.rollback)
     finally:
         wrapper.close()
-
-
-def django_connections(url: str) -> Any:
-    django = pytest.importorskip("django", reason="Django is not installed")
-    from django.conf import settings
-    from django.db import connections
-
-    if not settings.configured:
-        settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.postgresql"}}, USE_TZ=True)
-        django.setup()
-    with contextlib.closing(raw_connection(url)) as connection:
-        parameters = connection.get_dsn_parameters()
-    options = {"NAME": parameters["dbname"], "USER": parameters["user"], "HOST": parameters["host"]}
-    connections["default"].close()
-    del connections["default"]
-    connections.settings["default"].update(options, PORT=parameters["port"])
-    return connections
 
 
 CALLERS: dict[str, Callable[[str], contextlib.AbstractContextManager[Caller]]] = {

@@ -56,6 +56,8 @@ def test_every_setting_has_the_documented_default():
         "function_aliases": {},
         "redact": (),
         "log_level": logging.INFO,
+        "log_format": "text",
+        "health_max_stuck": 10,
     }
 
 
@@ -84,11 +86,9 @@ def test_each_setting_has_its_variable_and_the_database_a_second_one():
     assert variables == {name: (f"QUEUE_{name.upper()}",) for name in variables}
 
 
-def test_secret_and_reserved_settings_are_marked():
+def test_secret_settings_are_marked():
     settings = Config.settings()
     assert {s.name for s in settings if s.secret} == {"database_url", "listen_url", "secret_key"}
-    reserved = {"channels", "secret_key", "allowed_functions"}
-    assert {s.name for s in settings if s.reserved} == reserved
 
 
 def test_importing_the_module_reads_no_environment():
@@ -208,12 +208,15 @@ def test_an_empty_variable_is_not_set(text):
         ("embedded_dir", "~/pg", Path.home() / "pg"),
         ("channels", "mail:2,api:4@10/min", "mail:2,api:4@10/min"),
         ("channels", "mail, api@5/sec", "mail, api@5/sec"),
+        ("channels", "mail:0", "mail:0"),
         ("secret_key", "new, old,", ("new", "old")),
         ("allowed_functions", "shop.*,mail.tasks:send", ("shop.*", "mail.tasks:send")),
         ("redact", "password,*_token", ("password", "*_token")),
         ("function_aliases", "a.b:f=c:K.f, d:g=e:g", {"a.b:f": "c:K.f", "d:g": "e:g"}),
         ("log_level", "debug", logging.DEBUG),
         ("log_level", "15", 15),
+        ("log_format", "json", "json"),
+        ("health_max_stuck", "0", 0),
     ],
 )
 def test_text_becomes_a_typed_value_from_the_environment_and_from_flags(field, text, value):
@@ -299,7 +302,21 @@ BAD_VALUES = [
     ("retention_days", [0, -1, 10**6]),
     (
         "channels",
-        ["mail:0", "mail:x", "mail@10", "mail@10/week", "a b", "mail,,api", ":2", "x" * 65, None, 5],
+        [
+            "*:2",
+            "mail:2,mail:3",
+            "mail:01",
+            "mail@0/min",
+            "mail:x",
+            "mail@10",
+            "mail@10/week",
+            "a b",
+            "mail,,api",
+            ":2",
+            "x" * 65,
+            None,
+            5,
+        ],
     ),
     ("secret_key", [[""], [" x"], 5, [5]]),
     ("allowed_functions", [{"shop.*"}, None]),
@@ -307,6 +324,8 @@ BAD_VALUES = [
     ("function_aliases", ["a:f=b:f,a:f=c:f"]),
     ("redact", [["a\nb"]]),
     ("log_level", ["loud", -1, True, 1.5, "-5", None, 1001]),
+    ("log_format", ["", "xml", "JSON", None, 5]),
+    ("health_max_stuck", [-1, 1.5, None]),
 ]
 
 

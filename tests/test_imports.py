@@ -23,28 +23,50 @@ FLOORS: dict[str, set[str]] = {
     "model": {"errors", "config"},
     "db": {"model", "errors", "config", "package"},
     "run": {"model", "errors", "config", "package"},
-    "taskqueue": {"db", "run", "model", "errors", "config", "package"},
+    "control": {"db", "run", "model", "errors", "config", "package"},
+    "taskqueue": {"control", "db", "run", "model", "errors", "config", "package"},
     "worker": {"taskqueue", "db", "run", "model", "errors", "config", "package"},
-    "cli": {"worker", "taskqueue", "db", "run", "model", "errors", "config", "package"},
+    "contrib": {"taskqueue", "run", "model", "errors", "config", "package"},
+    # Frameworks with a command line of their own hand theirs on to ours; Django's migrations are made from our files.
+    "contrib.django": {"contrib", "cli", "taskqueue", "db", "run", "model", "errors", "config", "package"},
+    "contrib.flask": {"contrib", "cli", "taskqueue", "run", "model", "errors", "config", "package"},
+    "web": {"contrib", "taskqueue", "run", "model", "errors", "config", "package"},
+    "testing": {"worker", "taskqueue", "db", "run", "model", "errors", "config", "package"},
+    "cli": {"web", "contrib", "worker", "taskqueue", "db", "run", "model", "errors", "config", "package"},
     # The package itself and __main__ are only doors: lazy names, and the command line.
     "package": {"taskqueue", "run", "errors", "config"},
     "__main__": {"cli"},
 }
+# The one import upwards, on use: the queue of a web process starts the slots that are to run beside it.
+UPWARDS = {("queuedtask.taskqueue", "queuedtask.worker.beside")}
 # Which floors alone may use a module that is dangerous elsewhere.
 DANGEROUS = {
     "ctypes": {"queuedtask.run.timeouts"},
     "signal": {"queuedtask.cli", "queuedtask.worker", "queuedtask.db.embedded"},
     # In db.embedded: XDG_DATA_HOME, as Path.home() reads HOME. The demo hands its own on to a child, and reads nothing.
-    "os.environ": {"queuedtask.config", "queuedtask.db.embedded", "queuedtask.cli.demo"},
+    # contrib.flask reads FLASK_APP as Flask does, and hands its own on to the worker.
+    # In testing.plugin: QUEUEDTASK_TEST_*, which are no settings of a Queue's.
+    # Django's command hands its own on, too.
+    "os.environ": {
+        "queuedtask.config",
+        "queuedtask.db.embedded",
+        "queuedtask.cli.demo",
+        "queuedtask.contrib.flask",
+        "queuedtask.testing.plugin",
+        "queuedtask.contrib.django.management.commands.queuedtask",
+    },
     "os.getenv": set(),
     "os.putenv": set(),
-    # In run.attempt and worker.sql: for the types of connection() alone.
+    "pickle": {"queuedtask.model.pickles"},
+    "cloudpickle": {"queuedtask.model.pickles"},
+    # In run.attempt, worker.sql and testing.draining: for the types of connection() alone.
     "sqlalchemy": {
         "queuedtask.db",
         "queuedtask.taskqueue",
         "queuedtask.cli.apps",
         "queuedtask.cli.database",
         "queuedtask.run.attempt",
+        "queuedtask.testing.draining",
         "queuedtask.worker.sql",
     },
     "psycopg2": {"queuedtask.db", "queuedtask.worker"},
@@ -52,7 +74,9 @@ DANGEROUS = {
 
 
 def floor_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else "package"
+    parts = module.split(".")[1:]
+    inner = ".".join(parts[:2])
+    return inner if inner in FLOORS else parts[0] if parts else "package"
 
 
 def imports_of(module: str) -> list[tuple[str, bool]]:
@@ -80,7 +104,10 @@ def imports_of(module: str) -> list[tuple[str, bool]]:
 
 
 def ours(module: str) -> list[tuple[str, bool]]:
-    return [(name, at_load) for name, at_load in imports_of(module) if name.split(".")[0] == "queuedtask"]
+    found = [(name, at_load) for name, at_load in imports_of(module) if name.split(".")[0] == "queuedtask"]
+    upwards = [(name, at_load) for name, at_load in found if (module, name) in UPWARDS]
+    assert not any(at_load for _, at_load in upwards), f"{module} must import {upwards} where it is used only"
+    return [each for each in found if each not in upwards]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -75,6 +75,7 @@ def test_the_wheel_has_the_command_and_the_version(wheel: Path) -> None:
         metadata = archive.read(f"{info}/METADATA").decode()
 
     assert "queuedtask = queuedtask.cli.main:main" in entry_points
+    assert "[pytest11]\nqueuedtask.testing.plugin = queuedtask.testing.plugin\n" in entry_points
     assert f"\nVersion: {version[1]}\n" in metadata
     assert "\nRequires-Python: >=3.11\n" in metadata
 

@@ -20,6 +20,7 @@ from queuedtask import (
     InvalidTask,
     NotAllowed,
     NotSerializable,
+    ParentNotFound,
     Queue,
     TaskNotFound,
     TaskRef,
@@ -28,6 +29,7 @@ from queuedtask import (
 from queuedtask import taskqueue as module
 from queuedtask.db import connections, store, workers
 from queuedtask.model import codec, outcome, states
+from queuedtask.model.options import TaskOptions
 from queuedtask.model.outcome import Decision, Outcome
 
 
@@ -87,7 +89,7 @@ def end(queue: Queue, ref: TaskRef, edge: Any = states.FINISH, context: str | No
         task = next(task for task in claimed if task.id == ref.id)
         kind = outcome.RETURNED if edge is states.FINISH else outcome.RAISED
         ending = store.Ending(task, Decision(edge, Outcome(kind, **more)), 0.0, context)
-        assert store.settle(cursor, [ending], worker=1) == {(ref.id, task.attempt)}
+        assert store.settle(cursor, [ending], worker=1).accepted == {(ref.id, task.attempt)}
         store.disown(cursor, worker=1, known=[])
 
 
@@ -183,6 +185,7 @@ def nested(depth: int) -> Any:
     return value
 
 
+NOBODY = str(uuid.UUID(int=1))
 REFUSED_CALLS: dict[str, tuple[type[Exception], str, Callable[[Queue], object]]] = {
     "a lambda": (UnknownFunction, "lambda.*write a def", lambda q: q.add_task(lambda: None)),
     "a local function": (UnknownFunction, "local function.*module level", lambda q: q.add_task(make_local())),
@@ -207,7 +210,9 @@ REFUSED_CALLS: dict[str, tuple[type[Exception], str, Callable[[Queue], object]]]
     "a lone surrogate": (NotSerializable, r"args\[0\]", lambda q: q.add_task(plain, "\ud800")),
     "too deep": (NotSerializable, "100", lambda q: q.add_task(plain, nested(101))),
     "too large": (NotSerializable, "1,048,576", lambda q: q.add_task(plain, "x" * 1024 * 1024)),
-    "parent": (InvalidTask, "parent", lambda q: q.add_task(plain, parent=None)),
+    "parent": (InvalidTask, "parent: 'no' is not a task's id", lambda q: q.add_task(plain, parent="no")),
+    "parents": (InvalidTask, "parent: 7 is not a task's id", lambda q: q.add_task(plain, parent=[NOBODY, 7])),
+    "no such parent": (ParentNotFound, NOBODY, lambda q: q.add_task(plain, parent=NOBODY)),
     "an object in a partial": (
         NotSerializable,
         r"kwargs\.a",
@@ -729,3 +734,18 @@ def test_an_error_of_the_database_leaves_the_queue_usable(queue: Queue) -> None:
     with pytest.raises(psycopg2.errors.CheckViolation):
         queue.options(channel="mail").add_task(plain)
     assert queue.add_task(plain).state == "enqueued"
+
+
+# ------------------------------------------------------------------------------------------------- what is remembered
+
+
+def test_what_is_known_of_a_function_holds_only_as_long_as_it_is_true(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [queue.add_task(plain).row().priority for _ in range(2)] == [0, 0]
+    monkeypatch.setattr(plain, module.OPTIONS, TaskOptions(priority=7), raising=False)
+    assert [queue.add_task(plain).row().priority for _ in range(2)] == [7, 7]
+    known = plain
+    monkeypatch.setitem(plain.__globals__, "plain", lambda *args: None)
+    with pytest.raises(UnknownFunction):
+        queue.add_task(known)
