@@ -4,11 +4,13 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import make_url
 
@@ -17,6 +19,9 @@ from queuedtask.cli.parser import UsageError
 from queuedtask.config import Config
 from queuedtask.errors import ConfigError, QueuedTaskError
 from queuedtask.taskqueue import Queue
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
 
 _PACKAGE = str(Path(queuedtask.__file__).parent)
 
@@ -82,14 +87,44 @@ def load_application(path: str) -> Queue:
     raise UsageError(f"the application {name} has several Queues; name one of them: {names}")
 
 
-def _import(name: str) -> ModuleType:
+def load_wsgi(path: str) -> "WSGIApplication":
+    """Return the WSGI application ``module:app``, or what the factory ``module:create_app()`` makes.
+
+    Of a module alone it is ``app`` or ``application``. Raises UsageError when it is not there or cannot be called, and
+    ApplicationError when it cannot be imported or made.
+    """
+    _put_current_directory_on_path()
+    name, _, attribute = path.partition(":")
+    is_factory = attribute.endswith("()")
+    module = _import(name)
+    attribute = attribute.removesuffix("()") or next((a for a in ("app", "application") if hasattr(module, a)), "app")
     try:
+        found = reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        raise UsageError(f"the application {path}: {error}") from None
+    if is_factory and callable(found):
+        with _explaining(f"the application {path} cannot be made"):
+            found = found()
+    if not callable(found):
+        raise UsageError(f"the application {path}: it is no WSGI application but {type(found).__qualname__}")
+    return cast("WSGIApplication", found)
+
+
+def _import(name: str) -> ModuleType:
+    with _explaining(f"the application {name} cannot be imported"):
         return import_module(name)
+
+
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Print the traceback of what goes wrong in an application's code, and say what follows from it."""
+    try:
+        yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a script without a main guard
         traceback.print_exception(type(error), error, _of_the_application(error.__traceback__))
-        raise ApplicationError(f"the application {name} cannot be imported") from None
+        raise ApplicationError(what) from None
 
 
 def _of_the_application(found: TracebackType | None) -> TracebackType | None:

@@ -6,6 +6,7 @@ from sqlalchemy import make_url
 
 from queuedtask.cli import output
 from queuedtask.cli.apps import open_queue
+from queuedtask.db import functions as sql_functions
 from queuedtask.db import migrate, reads
 from queuedtask.db.embedded import EmbeddedServer, default_directory
 from queuedtask.errors import DatabaseUnavailable, SchemaOutdated
@@ -49,7 +50,17 @@ def status(arguments: argparse.Namespace) -> int:
     """Show where the database is and which schema it has; start nothing."""
     queue = open_queue(arguments)
     document: dict[str, object] = dict.fromkeys(
-        ("is_embedded", "is_running", "url", "server_version", "schema_version", "schema_needed", "directory", "pid")
+        (
+            "is_embedded",
+            "is_running",
+            "url",
+            "server_version",
+            "schema_version",
+            "schema_needed",
+            "sql_functions",
+            "directory",
+            "pid",
+        )
     )
     document["schema_needed"] = migrate.latest_version()
     problem = None
@@ -70,6 +81,8 @@ def status(arguments: argparse.Namespace) -> int:
                 document["server_version"] = reads.server_version(cursor)[0]
                 document["is_running"] = True
                 document["schema_version"] = migrate.current_version(cursor)
+                if (function := sql_functions.installed(cursor)) is not None:
+                    document["sql_functions"] = "current" if function.is_current else "outdated"
         except (DatabaseUnavailable, SchemaOutdated) as error:
             problem = str(error)
         asked.close()
@@ -84,7 +97,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def _print_status(document: dict[str, object]) -> None:
-    version, needed = document["schema_version"], document["schema_needed"]
+    version, needed, functions_ = document["schema_version"], document["schema_needed"], document["sql_functions"]
     known = "" if version is None else "none yet" if version == 0 else f"version {version}"
     output.print_pairs(
         {
@@ -94,6 +107,7 @@ def _print_status(document: dict[str, object]) -> None:
             "server version": document["server_version"],
             "directory": document["directory"],
             "process": document["pid"],
+            "SQL function": functions_ and (functions_ if functions_ == "current" else f"{functions_}: db upgrade"),
             "schema": known and (known if version == needed else f"{known}, this release makes version {needed}"),
         }
     )
@@ -116,6 +130,22 @@ def upgrade(arguments: argparse.Namespace) -> int:
         output.print_line(f"applied {migration.version:04} {migration.name}")
     output.print_line(f"the schema has version {version}")
     return 0
+
+
+def functions(arguments: argparse.Namespace) -> None:
+    """Install the SQL function, print it, or drop it."""
+    queue = open_queue(arguments)
+    settings = sql_functions.Settings(queue.config.wake_channel, queue.config.max_payload)
+    with queue.database.transaction() as cursor:
+        if arguments.sql:
+            print(sql_functions.script(cursor, settings))
+        elif arguments.remove:
+            was_there = sql_functions.remove(cursor)
+            output.print_line(f"{sql_functions.NAME} {'is removed' if was_there else 'was not installed'}")
+        else:
+            migrate.require_usable(cursor)
+            sql_functions.install(cursor, settings)
+            output.print_line(f"{sql_functions.NAME} is installed")
 
 
 def url(arguments: argparse.Namespace) -> None:

@@ -90,17 +90,14 @@ def _not_parsed(reason: str) -> dict[str, object]:
 def demo(arguments: argparse.Namespace) -> int:
     """Add a task for each file, have them run, and sum up. Only tasks that were lost make it fail."""
     from queuedtask.cli import output
-    from queuedtask.cli.apps import open_queue
     from queuedtask.cli.parser import UsageError
-    from queuedtask.cli.reading import reading
+    from queuedtask.cli.reading import open_usable
 
     # The worker may have another current directory.
     directory = Path(arguments.directory or sysconfig.get_path("stdlib")).absolute()
     if not directory.is_dir():
         raise UsageError(f"argument DIRECTORY: {directory} is no directory")
-    queue = open_queue(arguments)
-    with reading(queue):
-        pass
+    queue = open_usable(arguments)
     began = time.monotonic()
     run, added = add_tasks(queue, regular_files(directory, output.print_warning))
     if not added:
@@ -157,8 +154,8 @@ def add_tasks(queue: "Queue", paths: Iterator[str]) -> tuple["Run", int]:
             spec = TaskSpec(id=last, name=name, function=function, args=args, kwargs=kwargs, meta=meta, max_retries=0)
             store.add(cursor, spec, notify_channel=None)
             added += 1
-        if added and queue.config.use_postgresql_notify:
-            store.notify(cursor, queue.config.notify_channel)
+        if added:
+            store.notify(cursor, queue.config.wake_channel)
     return Run(first, last, mark), added
 
 

@@ -15,8 +15,11 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. What nobody expected is raised, with its traceback."""
+def main(argv: Sequence[str] | None = None, *, app: str | None = None) -> int:
+    """Run one command and return its exit code. What nobody expected is raised, with its traceback.
+
+    ``app`` is the application where the command line names none; a framework's command knows it.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A task's text must not break a command because the terminal knows fewer characters.
@@ -24,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         arguments.argv = list(sys.argv[1:] if argv is None else argv)
+        if app is not None and getattr(arguments, "app", app) is None:
+            arguments.app = app
         module, name = arguments.run.split(":")
         code = getattr(import_module(f"queuedtask.cli.{module}"), name)(arguments)
         sys.stdout.flush()

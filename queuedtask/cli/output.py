@@ -4,10 +4,13 @@ Texts of tasks are shown as they are, but never as they want to be: control char
 the terminal's title, so they are spelt out.
 """
 
+import io
 import json
+import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _COLOURS = {
@@ -27,6 +31,7 @@ _COLOURS = {
 }
 _ALARM = "red"
 REDACTED = "***"
+BAR_WIDTH = 12
 LEAST_WIDTH = 30
 """Characters of a table's last column that are worth showing."""
 
@@ -35,6 +40,37 @@ class Alarm(str):
     """A text about what is amiss: in red where there are colours, so it must say so by itself as well."""
 
     __slots__ = ()
+
+
+class Bar(str):
+    """How far something is: a bar with its percentage on a terminal, the percentage alone elsewhere."""
+
+    __slots__ = ("share",)
+    share: float
+
+    def __new__(cls, share: float) -> "Bar":
+        """Make one of a share from 0 to 1."""
+        # What is not complete is not 100 %; 0.29 * 100 is 28.999….
+        made = super().__new__(cls, f"{math.floor(share * 100 + 1e-9)} %")
+        made.share = share
+        return made
+
+    @classmethod
+    def of(cls, share: float | None) -> "Bar | None":
+        """Make one where there is a share."""
+        return None if share is None else cls(share)
+
+    def drawn(self) -> "Table":
+        """Return it for rich."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_column(width=BAR_WIDTH)
+        grid.add_column(justify="right", min_width=len("100 %"), no_wrap=True)
+        grid.add_row(ProgressBar(total=1.0, completed=self.share, width=BAR_WIDTH), Text(self))
+        return grid
 
 
 def is_terminal() -> bool:
@@ -173,9 +209,15 @@ def print_table(
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, Bar):
+        return value
     # In a table a text has one line.
     text = clean("" if value is None else str(value)).replace("\n", " ")
     return Alarm(text) if isinstance(value, Alarm) else text
+
+
+def _width(text: str) -> int:
+    return BAR_WIDTH + 1 + len("100 %") if isinstance(text, Bar) else len(text)
 
 
 def _style(text: str) -> str:
@@ -192,7 +234,7 @@ def _draw_table(columns: dict[str, list[str]], right: set[str], dispensable: lis
     from rich.table import Table
     from rich.text import Text
 
-    widths = {header: max(map(len, [header, *column])) + 2 for header, column in columns.items()}
+    widths = {header: max(map(_width, [header, *column])) + 2 for header, column in columns.items()}
     last = [*columns][-1]
     if last not in right:
         widths[last] = min(widths[last], LEAST_WIDTH)
@@ -205,21 +247,70 @@ def _draw_table(columns: dict[str, list[str]], right: set[str], dispensable: lis
         width = None if header == last and last not in right else widths[header] - 2
         table.add_column(Text(header), no_wrap=True, overflow="ellipsis", justify=justify, min_width=width)
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*(Text(text, style=_style(text)) for text in row))
+        table.add_row(*(text.drawn() if isinstance(text, Bar) else Text(text, style=_style(text)) for text in row))
     # What is still too wide is wrapped by the terminal: nothing of it is lost.
     drawing = console()
     drawing.width = max(drawing.width, sum(widths[kept] for kept in columns))
     drawing.print(table)
 
 
+@contextmanager
+def repeated() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Give what prints something anew each time: in place on a terminal, one below the other elsewhere."""
+    if not is_terminal() or console().is_dumb_terminal:
+
+        def print_below(draw: Callable[[], None]) -> None:
+            draw()
+            print(flush=True)
+
+        yield print_below
+        return
+    terminal = sys.stdout
+
+    def print_in_place(draw: Callable[[], None]) -> None:
+        frame = _Frame()
+        with redirect_stdout(frame):
+            draw()
+        lines = frame.getvalue().splitlines()[: console().height - 1]
+        # Written over what stands there, so that nothing flickers; what is left of it is erased.
+        terminal.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        terminal.flush()
+
+    terminal.write("\x1b[?1049h\x1b[?25l")  # the other screen, without a cursor
+    try:
+        yield print_in_place
+    finally:
+        terminal.write("\x1b[?25h\x1b[?1049l")
+        terminal.flush()
+
+
+class _Frame(io.StringIO):
+    """What is printed here is written to a terminal later."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def print_pairs(pairs: Mapping[str, object]) -> None:
     """Print names and values, one below the other; what is None or empty is left out."""
-    shown = {name: clean(str(value)) for name, value in pairs.items() if value is not None and value != ""}
+    shown = {
+        name: value if isinstance(value, Bar) else clean(str(value))
+        for name, value in pairs.items()
+        if value is not None and value != ""
+    }
     width = max(map(len, shown), default=0)
     # The further lines of a text stand below its first one.
-    indented = {name: text.replace("\n", f"\n{' ' * (width + 2)}") for name, text in shown.items()}
-    for name, text in indented.items():
-        if is_terminal():
+    indent = f"\n{' ' * (width + 2)}"
+    for name, value in shown.items():
+        text = value.replace("\n", indent)
+        if is_terminal() and isinstance(value, Bar):
+            from rich.table import Table
+            from rich.text import Text
+
+            grid = Table.grid(padding=(0, 2, 0, 0))
+            grid.add_row(Text(name.ljust(width), "bold"), value.drawn())
+            console().print(grid)
+        elif is_terminal():
             from rich.text import Text
 
             line = Text.assemble((name.ljust(width), "bold"), "  ", (text, _COLOURS.get(text, "")))

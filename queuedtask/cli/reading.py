@@ -1,23 +1,28 @@
-"""The commands that read: status, stats, servers, tasks, show, logs, config."""
+"""The commands that read: status, health, metrics, stats, servers, tasks, show, logs, config."""
 
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from itertools import compress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from queuedtask.cli import output
 from queuedtask.cli.apps import open_queue
-from queuedtask.db import migrate, reads, store
-from queuedtask.db.reads import AttemptRow, LogRow, RunningRow, TaskRow, WorkerRow
+from queuedtask.db import channels, migrate, reads, store
+from queuedtask.db.embedded import EmbeddedServer, default_directory
+from queuedtask.db.reads import AttemptRow, LogRow, Oldest, RunningRow, TaskRow, WorkerRow
 from queuedtask.db.statement import Cursor
-from queuedtask.errors import TaskNotFound
-from queuedtask.model import codec, states
+from queuedtask.errors import DatabaseUnavailable, SchemaOutdated, TaskNotFound
+from queuedtask.model import codec, limits, states
+from queuedtask.model.measures import UNHEALTHY, Figures, Metrics
+from queuedtask.model.progress import share_of
 from queuedtask.taskqueue import Queue
 
 FOLLOW_INTERVAL: Final = 0.5
+WATCH_INTERVAL: Final = 1.0
 
 
 @contextmanager
@@ -28,42 +33,161 @@ def reading(queue: Queue) -> Iterator[Cursor]:
         yield cursor
 
 
+def open_usable(arguments: argparse.Namespace) -> Queue:
+    """Return the Queue that a command is for; a database without the tables is called that. Raises SchemaOutdated."""
+    queue = open_queue(arguments)
+    with reading(queue):
+        return queue
+
+
 # --------------------------------------------------------------------------------------------------- status and stats
 
 
-def status(arguments: argparse.Namespace) -> None:
-    """Show the tasks by state, the live workers and the oldest pending task."""
-    queue = open_queue(arguments)
-    with reading(queue) as cursor:
-        counts = reads.count_states(cursor)
-        live = [worker for worker in reads.list_workers(cursor) if worker.is_live(queue.config.lease)]
-        oldest = reads.oldest_enqueued(cursor)
-        next_due = store.seconds_to_next_due(cursor)
-        _, now = reads.server_version(cursor)
-    slots = sum(worker.max_workers for worker in live)
-    active = sum(worker.active_workers for worker in live)
-    if arguments.json:
-        output.print_json(
+class _Status(NamedTuple):
+    """What stands in the tables at one moment."""
+
+    time: datetime
+    counts: dict[str, int]
+    live: list[WorkerRow]
+    oldest: Oldest | None
+    next_due: float | None
+    running: list[RunningRow]
+
+    @classmethod
+    def read(cls, queue: Queue) -> "_Status":
+        with reading(queue) as cursor:
+            return cls(
+                counts=reads.count_states(cursor),
+                live=[worker for worker in reads.list_workers(cursor) if worker.is_live(queue.config.lease)],
+                oldest=reads.oldest_enqueued(cursor),
+                next_due=store.seconds_to_next_due(cursor),
+                running=reads.running_tasks(cursor),
+                time=reads.server_version(cursor)[1],
+            )
+
+    @property
+    def slots(self) -> int:
+        return sum(worker.max_workers for worker in self.live)
+
+    @property
+    def active(self) -> int:
+        return sum(worker.active_workers for worker in self.live)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "time": self.time,
+            "tasks": self.counts,
+            "workers": {"live": len(self.live), "max_workers": self.slots, "active_workers": self.active},
+            "oldest_enqueued": None if self.oldest is None else self.oldest._asdict(),
+            "seconds_to_next_due": self.next_due,
+            "running": [_running(task) for task in self.running],
+        }
+
+    def print(self) -> None:
+        oldest, next_due = self.oldest, self.next_due
+        output.print_table(["state", "tasks"], [[*item] for item in self.counts.items()], right=["tasks"])
+        output.print_line()
+        waiting = None if oldest is None else f"{oldest.id} {oldest.name}, since {output.span(oldest.seconds)}"
+        due = None if next_due is None else f"in {output.span(next_due)}" if next_due > 0 else "now"
+        output.print_pairs(
             {
-                "time": now,
-                "tasks": counts,
-                "workers": {"live": len(live), "max_workers": slots, "active_workers": active},
-                "oldest_enqueued": None if oldest is None else oldest._asdict(),
-                "seconds_to_next_due": next_due,
+                "live workers": f"{len(self.live)} with {self.slots} slots, {self.active} of them busy",
+                "oldest pending": waiting or "none",
+                "next one due": due,
             }
         )
+
+    def print_with_running(self) -> None:
+        output.print_line(output.moment(self.time))
+        self.print()
+        output.print_line()
+        if not self.running:
+            output.print_line("no task has been running for half a second")
+            return
+        rows = [
+            [task.id, task.name, task.claimed_by, task.attempt, output.span(task.seconds), output.Bar.of(task.progress)]
+            for task in self.running
+        ]
+        headers = ["running task", "name", "worker", "attempt", "for", "progress"]
+        numbers = ["worker", "attempt", "for"]
+        _print_used_columns(headers, rows, right=numbers, dispensable=["attempt", "worker", "running task"])
+
+
+def _running(task: RunningRow) -> dict[str, Any]:
+    return task._asdict() | {"is_overdue": task.is_overdue}
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """Show the tasks by state, the live workers and the oldest pending task; again and again when it is watched."""
+    queue = open_queue(arguments)
+    if arguments.watch:
+        _watch(queue, as_json=arguments.json)
+    elif arguments.json:
+        output.print_json(_Status.read(queue).document())
+    else:
+        _Status.read(queue).print()
+
+
+def _watch(queue: Queue, *, as_json: bool) -> None:
+    with nullcontext(None) if as_json else output.repeated() as show:
+        while True:
+            began = time.monotonic()
+            found = _Status.read(queue)
+            if show is None:
+                output.print_json_line(found.document())
+            else:
+                show(found.print_with_running)
+            # Counting the rows of a large table is work: not more than a fifth of the time.
+            time.sleep(max(WATCH_INTERVAL, 4 * (time.monotonic() - began)))
+
+
+def health(arguments: argparse.Namespace) -> int:
+    """Say how the queue is."""
+    found = open_queue(arguments).health()
+    is_unhealthy = found["status"] == UNHEALTHY
+    if arguments.json:
+        output.print_json(found)
+    else:
+        output.print_pairs(found | {"error": None})
+    if found["error"] is not None:
+        (output.print_error if is_unhealthy else output.print_warning)(found["error"])
+    return int(is_unhealthy)
+
+
+def metrics(arguments: argparse.Namespace) -> None:
+    """Show what is measured of the queue."""
+    found = open_queue(arguments).metrics()
+    if arguments.json:
+        output.print_json(found.as_dict())
         return
-    output.print_table(["state", "tasks"], [[*item] for item in counts.items()], right=["tasks"])
+    groups = [("all", "", found), *_groups("channel", found.by_channel), *_groups("name", found.by_name)]
+    rows = [
+        [
+            kind,
+            name,
+            *(_estimate(found, field, getattr(figures, field)) for field in _NUMBERS),
+            output.span(figures.average_task_duration),
+            _estimate(found, "oldest_pending_seconds", output.span(figures.oldest_pending_seconds)),
+        ]
+        for kind, name, figures in groups
+    ]
+    headers = ["of", "which", "pending", "running", "failed today", "stuck", "average", "oldest"]
+    output.print_table(headers, rows, right=headers[2:])
     output.print_line()
-    waiting = None if oldest is None else f"{oldest.id} {oldest.name}, since {output.span(oldest.seconds)}"
-    due = None if next_due is None else f"in {output.span(next_due)}" if next_due > 0 else "now"
-    output.print_pairs(
-        {
-            "live workers": f"{len(live)} with {slots} slots, {active} of them busy",
-            "oldest pending": waiting or "none",
-            "next one due": due,
-        }
-    )
+    output.print_pairs({"live workers": found.active_workers})
+    if found.is_estimated:
+        output.print_line("~ is an estimate: there are more than 100,000 of them")
+
+
+_NUMBERS: Final = ("pending_tasks", "running_tasks", "failed_tasks_today", "stuck_tasks")
+
+
+def _groups(kind: str, groups: Mapping[str, Figures]) -> list[tuple[str, str, Figures]]:
+    return [(kind, name, figures) for name, figures in groups.items()]
+
+
+def _estimate(found: Metrics, field: str, value: object) -> str:
+    return f"~{value}" if field in found.estimated and value else str(value)
 
 
 def stats(arguments: argparse.Namespace) -> None:
@@ -178,7 +302,7 @@ def _print_used_columns(
 
 
 def _server(worker: WorkerRow, lease: float, running: Sequence[RunningRow]) -> dict[str, Any]:
-    shown = [task._asdict() | {"is_overdue": task.is_overdue} for task in running]
+    shown = [_running(task) for task in running]
     return worker._asdict() | {"is_live": worker.is_live(lease), "running": shown}
 
 
@@ -201,7 +325,7 @@ def tasks(arguments: argparse.Namespace) -> None:
 
 def print_tasks(found: Sequence[TaskRow], redact: Sequence[str]) -> None:
     """Print a table of tasks."""
-    headers = ["id", "state", "name", "channel", "enqueued", "run time", "failures", "arguments or error"]
+    headers = ["id", "state", "name", "channel", "enqueued", "run time", "failures", "progress", "arguments or error"]
     rows = [
         [
             task.id,
@@ -211,10 +335,14 @@ def print_tasks(found: Sequence[TaskRow], redact: Sequence[str]) -> None:
             output.moment(task.date_enqueued),
             output.span(_run_time(task)),
             task.failures,
+            output.Bar.of(_progress(task)),
             _shortened(_error(task) or call(task, redact), 60),
         ]
         for task in found
     ]
+    if not any(row[-2] for row in rows):
+        headers.remove("progress")
+        rows = [[*row[:-2], row[-1]] for row in rows]
     dispensable = ["failures", "channel", "enqueued", "run time", headers[-1]]
     output.print_table(headers, rows, right=["failures", "run time"], dispensable=dispensable)
 
@@ -225,6 +353,7 @@ def task_document(task: TaskRow, redact: Sequence[str]) -> dict[str, Any]:
     for name in ("args", "kwargs", "context", "result", "meta"):
         document[name] = output.decoded(document[name])
     document["kwargs"] = output.redacted(document["kwargs"], redact)
+    document["progress"] = _progress(task)
     return document
 
 
@@ -250,6 +379,11 @@ def _run_time(task: TaskRow) -> float | None:
     if task.date_started is None or task.date_done is None:
         return None
     return (task.date_done - task.date_started).total_seconds()
+
+
+def _progress(task: TaskRow) -> float | None:
+    context = output.decoded(task.context)
+    return share_of(context.get("progress")) if isinstance(context, dict) else None
 
 
 def _shortened(text: str, limit: int) -> str:
@@ -293,13 +427,16 @@ def show(arguments: argparse.Namespace) -> None:
             "started": output.moment(task.date_started),
             "ended": output.moment(task.date_done),
             "run time": output.span(_run_time(task)),
+            "progress": output.Bar.of(_progress(task)),
             "worker": task.claimed_by,
+            "told to end": output.moment(task.stop_requested or task.cancel_requested),
             "claimed": _times(task.attempt),
             "failures": task.failures,
             "retries allowed": "as configured" if task.max_retries is None else task.max_retries,
             "lost": _lost(task),
             "requeued": _times(task.requeues) if task.requeues else None,
             "timeout": None if task.timeout is None else output.span(task.timeout),
+            "unique key": task.unique_key,
             "meta": _indented(task.meta),
             "context": _indented(task.context),
             "result": _indented(task.result),
@@ -388,10 +525,12 @@ def _print_log(line: LogRow, as_json: bool) -> None:
 
 
 def config(arguments: argparse.Namespace) -> None:
-    """Show every setting with its value and source; connects to nothing."""
+    """Show every setting with its value and source, and where the database has other limits for channels."""
     queue = open_queue(arguments)
     values = queue.config.as_dict()
+    differences = _channels_that_differ(queue)
     if arguments.json:
+        values["channels"]["differences"] = differences
         output.print_json(values)
         return
     rows = [
@@ -404,6 +543,39 @@ def config(arguments: argparse.Namespace) -> None:
         for setting in queue.config.settings()
     ]
     output.print_table(["setting", "value", "source", "environment variable"], rows)
+    if differences:
+        output.print_line()
+        output.print_line("the database's rows in queued_task_channels, which rule, differ from QUEUE_CHANNELS:")
+        output.print_table(
+            ["channel", "configured", "in the database"],
+            [[name, each["configured"] or "-", each["database"] or "-"] for name, each in differences.items()],
+        )
+
+
+def _channels_that_differ(queue: Queue) -> dict[str, dict[str, str | None]] | None:
+    """Compare the setting with the rows; None without a database that can be asked. Starts nothing."""
+    url = queue.config.database_url
+    if url is None:
+        url = EmbeddedServer(queue.config.embedded_dir or default_directory()).status().url
+    if url is None:
+        return None
+    asked = queue if queue.config.database_url is not None else Queue(url)
+    try:
+        with reading(asked) as cursor:
+            found = channels.list_channels(cursor)
+    except (DatabaseUnavailable, SchemaOutdated):
+        return None
+    finally:
+        if asked is not queue:
+            asked.close()
+    given = {name: str(limit).lstrip(":") for name, limit in limits.parse(queue.config.channels).items()}
+    rows = {row.name: f"{str(row.limit).lstrip(':')}{' paused' * row.is_paused}".strip() for row in found}
+    return {
+        name: {"configured": given.get(name), "database": rows.get(name)}
+        for name in sorted(given.keys() | rows.keys())
+        # A row that limits nothing is as good as none.
+        if (given.get(name) or "") != (rows.get(name) or "")
+    }
 
 
 def _setting(value: Any) -> str:

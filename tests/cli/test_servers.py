@@ -102,7 +102,9 @@ def test_the_document_has_the_same_facts_under_keys_that_stay(
     }
     assert (shown["supervisor_pid"], shown["lease"], shown["refused"]) == (100, 45.0, 7)
     (running,) = shown["running"]
-    assert set(running) == {"id", "name", "claimed_by", "attempt", "date_started", "timeout", "seconds", "is_overdue"}
+    assert set(running) == {
+        *("id", "name", "claimed_by", "attempt", "date_started", "timeout", "seconds", "is_overdue", "progress")
+    }
     assert (running["id"], running["timeout"], running["is_overdue"]) == (ref.id, 30.0, True)
     (slot,) = shown["stuck"]
     assert set(slot) == {"task", "name", "attempt", "seconds"}

@@ -145,3 +145,13 @@ def test_an_application_that_cannot_be_used_is_refused(
 def test_one_of_several_queues_is_taken_by_its_name(database_url: str, project: Path) -> None:
     (project / "shop.py").write_text("from queuedtask import Queue\na = Queue()\nb = Queue()\n")
     assert run(project, database_url, "worker", "-a", "shop:b", "--burst").returncode == 0
+
+
+def test_the_processes_of_a_worker_take_only_from_the_channels_that_it_is_given(
+    project: Path, queue: Queue, database_url: str
+) -> None:
+    mail = queue.options(channel="mail").add_task("sleeper:sleep", 0)
+    other = queue.add_task("sleeper:sleep", 0)
+    ended = run(project, database_url, "worker", "-q", "api, mail", "--burst", "-p", "2")
+    assert ended.returncode == 0, ended.stderr
+    assert (mail.state, other.state) == ("done", "enqueued")
