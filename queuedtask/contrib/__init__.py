@@ -1,0 +1,1 @@
+"""Joins to other libraries, one module each; nothing of ours imports them."""

@@ -1,0 +1,48 @@
+"""The application ``queuedtask``, as Django knows it."""
+
+from typing import Any
+
+from django.apps import AppConfig
+from django.core import checks
+from django.db.models.signals import post_migrate
+from django.utils.module_loading import autodiscover_modules
+
+
+class QueuedTaskConfig(AppConfig):
+    """Named in INSTALLED_APPS as ``queuedtask.contrib.django``."""
+
+    name = "queuedtask.contrib.django"
+    label = "queuedtask"
+    verbose_name = "Background tasks"
+
+    def ready(self) -> None:
+        """Register the checks, and import the projects' tasks: a worker has to know their schedules."""
+        from queuedtask.contrib.django import conf, task_api
+        from queuedtask.contrib.django.checks import check_schema, check_settings
+        from queuedtask.errors import ConfigError
+
+        checks.register(check_settings)
+        checks.register(check_schema, checks.Tags.database)
+        post_migrate.connect(_after_migrate_or_flush, sender=self)
+        task_api.load_backends()
+        try:
+            module = conf.given().autodiscover
+        except ConfigError:
+            return  # a check says it
+        if module is not None:
+            autodiscover_modules(module)
+
+
+def _after_migrate_or_flush(sender: AppConfig, using: str, **given: Any) -> None:
+    """Do for our tables what Django does not, because it does not manage them.
+
+    Without migrations (``MIGRATION_MODULES``, pytest's ``--nomigrations``) it makes none, and ``flush``, which also
+    goes between the tests of a TransactionTestCase, leaves the tasks where they are.
+    """
+    from queuedtask.contrib.django import schema
+
+    # Only migrate has a plan.
+    if "plan" not in given:
+        schema.empty(using)
+    elif not schema.has_migrations(using):
+        schema.upgrade(using)
