@@ -94,9 +94,6 @@ class Settings(Directive):
         assert isinstance(body, nodes.definition)
         more = f" Default: {setting.default_text}. Must be {setting.kind.allowed}."
         body += nodes.paragraph("", "", nodes.Text("In Python "), literal(setting.name), nodes.Text(f".{more}"))
-        if setting.reserved:
-            text = "Accepted and checked, without effect in this release."
-            body += nodes.paragraph("", "", nodes.emphasis(text, text))
         return item
 
 
