@@ -169,7 +169,8 @@ class Manager:
                 self.close()
 
     def close(self) -> None:
-        """Give up processes and connections: at the end of :meth:`run`, or where it never comes to that."""
+        """Give up threads, processes and connections: at the end of :meth:`run`, or where it never comes to that."""
+        self._pool.close()
         self._isolation.close()
         self._link.close()
 

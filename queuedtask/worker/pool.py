@@ -92,6 +92,10 @@ class Pool:
             for _ in range(surplus):
                 self._inbox.put(None)
 
+    def close(self) -> None:
+        """Let the slots end as soon as they are free: nothing more is submitted."""
+        self.resize(0)
+
     def withdraw(self) -> list[Task]:
         """Take back what no slot has begun."""
         withdrawn: list[Task] = []

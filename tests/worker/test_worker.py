@@ -263,6 +263,13 @@ def test_idle_slots_end_and_come_back(queue: Queue) -> None:
         ended(queue.add_task(jobs.add, 1, 1))
 
 
+def test_the_slots_end_with_their_worker(queue: Queue) -> None:
+    with working(queue, worker_idle_timeout=3600.0) as manager:
+        ended(queue.add_task(jobs.add, 1, 1))
+        assert manager._pool.threads == 1
+    wait_until(lambda: manager._pool.threads == 0)
+
+
 def test_the_number_of_slots_follows_the_setting_both_ways(queue: Queue) -> None:
     with working(queue, max_workers=1) as manager:
         for _ in range(3):
