@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from queuedtask.config import Config
-from queuedtask.db import reads, store
+from queuedtask.db import control, reads
 from queuedtask.db.announcements import Announcements
 from queuedtask.db.connections import Database
+from queuedtask.db.control import Orderable, Ordered
 from queuedtask.db.reads import TaskEnd
 from queuedtask.db.statement import Cursor
-from queuedtask.db.store import Orderable, Ordered
 from queuedtask.errors import (
     DatabaseUnavailable,
     NotCommitted,
@@ -75,7 +75,7 @@ class Control:
 
     def give_all(self, order: Order, which: Orderable) -> list[str]:
         """Cancel or stop all that fit now, in bounded transactions; return the ids of those that could be."""
-        ids = self._database.in_transaction(lambda cursor: store.orderable_ids(cursor, which))
+        ids = self._database.in_transaction(lambda cursor: control.orderable_ids(cursor, which))
         found: list[str] = []
         for begin in range(0, len(ids), BATCH):
             batch = ids[begin : begin + BATCH]
@@ -91,7 +91,7 @@ class Control:
 
     def _give(self, cursor: Cursor, order: Order, ids: Sequence[str], which: Orderable, *, wait: bool) -> Ordered:
         channel = self._config.wake_channel
-        return store.give_order(cursor, order, ids, among=which.states, notify_channel=channel, wait=wait)
+        return control.give_order(cursor, order, ids, among=which.states, notify_channel=channel, wait=wait)
 
     # ---------------------------------------------------------------------------------------------------------- waiting
 
@@ -187,7 +187,7 @@ class _Wait:
 
     def _ask_for_announcement(self) -> bool:
         with self._database.autocommit() as cursor:
-            return store.await_end(cursor, self._id, notify_channel=self._config.notify_channel)
+            return control.await_end(cursor, self._id, notify_channel=self._config.notify_channel)
 
     def _judged(self, end: TaskEnd) -> TaskEnd:
         if end.state == states.DONE:

@@ -16,15 +16,15 @@ from sqlalchemy import Engine
 
 from queuedtask.config import Config
 from queuedtask.control import Control
-from queuedtask.db import channels, measures, migrate, purge, reads, schedules, store, unique
+from queuedtask.db import adding, channels, control, measures, migrate, moves, purge, reads, schedules, unique
 from queuedtask.db.callers import cursor_on, is_in_transaction
 from queuedtask.db.connections import Database
+from queuedtask.db.control import Orderable, Requeue
 from queuedtask.db.health import HealthCheck
 from queuedtask.db.measures import Limits
 from queuedtask.db.reads import LogRow, TaskRow, WorkerRow
 from queuedtask.db.schedules import ScheduleRow
 from queuedtask.db.statement import Cursor
-from queuedtask.db.store import Orderable, Requeue
 from queuedtask.errors import InvalidTask, NotAllowed, ScheduleNotFound, TaskNotFound, UnknownFunction
 from queuedtask.model import codec, functions, limits, options, orders, pickles, schedule, states
 from queuedtask.model.cron import Cron
@@ -507,11 +507,11 @@ class Queue:
     def _write(self, specs: Sequence[TaskSpec], cursor: Cursor) -> None:
         """Insert tasks in one statement."""
         if any(spec.parents for spec in specs):
-            store.add_family(cursor, specs, notify_channel=self.config.wake_channel)
+            adding.add_family(cursor, specs, notify_channel=self.config.wake_channel)
         elif len(specs) == 1:
-            store.add(cursor, specs[0], notify_channel=self.config.wake_channel)
+            adding.add(cursor, specs[0], notify_channel=self.config.wake_channel)
         else:
-            store.add_many(cursor, specs, notify_channel=self.config.wake_channel)
+            adding.add_many(cursor, specs, notify_channel=self.config.wake_channel)
 
     # ---------------------------------------------------------------------------------------------------- working here
 
@@ -632,7 +632,7 @@ class Queue:
         """
         with self.database.transaction() as cursor:
             channels.resume(cursor, limits.EVERYTHING if channel is None else options.channel_name(channel))
-            store.notify(cursor, self.config.wake_channel)
+            moves.notify(cursor, self.config.wake_channel)
 
     def cancel(
         self,
@@ -673,7 +673,7 @@ class Queue:
         cleared = 0
         while True:
             with self.database.transaction() as cursor:
-                count = store.clear_pending(cursor, limit=CLEAR_BATCH)
+                count = control.clear_pending(cursor, limit=CLEAR_BATCH)
             cleared += count
             if count < CLEAR_BATCH:
                 return cleared
@@ -692,10 +692,10 @@ class Queue:
         """Return what was sent round again, and how many were not because others have their unique keys."""
 
         def requeue(cursor: Cursor) -> tuple[list[str], int]:
-            requeued = store.requeue(cursor, which)
+            requeued = control.requeue(cursor, which)
             if requeued:
-                store.notify(cursor, self.config.wake_channel)
-            return requeued, store.count_blocked(cursor, which)
+                moves.notify(cursor, self.config.wake_channel)
+            return requeued, control.count_blocked(cursor, which)
 
         return self.database.in_transaction(requeue)
 

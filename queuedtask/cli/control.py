@@ -9,9 +9,9 @@ from queuedtask.cli.apps import open_queue
 from queuedtask.cli.parser import UsageError
 from queuedtask.cli.reading import open_usable, print_tasks, reading
 from queuedtask.db import channels, migrate, reads
+from queuedtask.db.control import Orderable, Requeue
 from queuedtask.db.purge import count_due
 from queuedtask.db.reads import TaskRow
-from queuedtask.db.store import Orderable, Requeue
 from queuedtask.errors import DatabaseUnavailable, NotAllowed, SchemaOutdated, TaskNotFound
 from queuedtask.model import limits, orders, states
 from queuedtask.model.orders import Order

@@ -136,7 +136,7 @@ def regular_files(directory: Path, complain: Callable[[str], None]) -> Iterator[
 
 def add_tasks(queue: "Queue", paths: Iterator[str]) -> tuple["Run", int]:
     """Add one task for each path, in one transaction; return where they are and how many."""
-    from queuedtask.db import store
+    from queuedtask.db import adding, moves
     from queuedtask.db.reads import Run
     from queuedtask.model.functions import default_name, path_of
     from queuedtask.model.task import TaskSpec, new_id
@@ -152,10 +152,10 @@ def add_tasks(queue: "Queue", paths: Iterator[str]) -> tuple["Run", int]:
             last = new_id()
             # What cannot be read now cannot be read in five seconds either.
             spec = TaskSpec(id=last, name=name, function=function, args=args, kwargs=kwargs, meta=meta, max_retries=0)
-            store.add(cursor, spec, notify_channel=None)
+            adding.add(cursor, spec, notify_channel=None)
             added += 1
         if added:
-            store.notify(cursor, queue.config.wake_channel)
+            moves.notify(cursor, queue.config.wake_channel)
     return Run(first, last, mark), added
 
 

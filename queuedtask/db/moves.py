@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import Select
 
 from queuedtask.db.schema import tasks
-from queuedtask.db.statement import parameter
+from queuedtask.db.statement import Cursor, Statement, parameter
 from queuedtask.model import states
 from queuedtask.model.states import Edge
 
@@ -114,3 +114,12 @@ def picked(query: Select[Any]) -> ColumnElement[bool]:
     """
     locked = query.with_for_update(skip_locked=True, key_share=True)
     return tasks.c.id == any_(func.array(locked.scalar_subquery()))
+
+
+NOTIFY = Statement("notify", select(func.pg_notify(parameter("notify_channel", Text), literal(""))))
+
+
+def notify(cursor: Cursor, notify_channel: str | None) -> None:
+    """Wake the workers when the transaction commits, with a channel given."""
+    if notify_channel is not None:
+        NOTIFY(cursor, notify_channel=notify_channel)

@@ -24,10 +24,11 @@ from sqlalchemy import (
     text,
 )
 
+from queuedtask.db.control import ORDERABLE_FITS, Orderable, Requeue, requeueable
 from queuedtask.db.moves import CLOCK, in_state, literal
 from queuedtask.db.schema import attempts, logs, tasks, workers
 from queuedtask.db.statement import Cursor, Statement, parameter, rows
-from queuedtask.db.store import ORDERABLE_FITS, Orderable, Requeue, is_enqueued, requeueable
+from queuedtask.db.store import is_enqueued
 from queuedtask.model import states
 from queuedtask.model.progress import share_of
 

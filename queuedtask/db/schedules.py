@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from queuedtask.db import store
+from queuedtask.db import adding, moves
 from queuedtask.db.moves import CLOCK, SECOND, literal
 from queuedtask.db.schema import Timestamp, schedules, tasks, ticks
 from queuedtask.db.statement import Cursor, Statement, parameter, rows
@@ -192,7 +192,7 @@ def change(
         is_paused=changed.is_paused,
         date_next=date_next,
     )
-    store.notify(cursor, notify_channel)
+    moves.notify(cursor, notify_channel)
 
 
 def remove(cursor: Cursor, name: str) -> None:
@@ -293,7 +293,7 @@ def fire(
         won = {row[0] for row in found.fetchall()}
         fresh = [spec for spec in specs if spec.id in won]
     if fresh:
-        store.add_many(cursor, fresh, notify_channel=notify_channel)
+        adding.add_many(cursor, fresh, notify_channel=notify_channel)
     last = fresh[-1] if fresh else None
     MOVE_SCHEDULE(
         cursor,

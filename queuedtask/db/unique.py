@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from queuedtask.db import store
+from queuedtask.db import adding
 from queuedtask.db.callers import sqlstate
 from queuedtask.db.moves import CLOCK, SECOND, holds_key, in_state, literal, move
 from queuedtask.db.schema import dependencies, tasks
@@ -63,7 +63,7 @@ _spec = rows(
     *(
         column(name, type_)
         for name, type_ in (
-            store._GIVEN | store._ENCODED | store._WHEN | {"unique_key": Text, "on_conflict": Text}
+            adding.GIVEN | adding.ENCODED | adding.WHEN | {"unique_key": Text, "on_conflict": Text}
         ).items()
     ),
 )
@@ -123,28 +123,28 @@ def _in_order(key: ColumnElement[str]) -> ColumnElement[str]:
 ADD_UNIQUE = _adding(
     "add_unique",
     lambda query: query.select_from(_spec),
-    store._first_values(_of_spec) | {"unique_key": _spec.c.unique_key},
-    store._first_state(_of_spec),
+    adding.first_values(_of_spec) | {"unique_key": _spec.c.unique_key},
+    adding.first_state(_of_spec),
 )
 
 _keyed = rows("keyed", column("id", Uuid), column("unique_key", Text))
-_family = store._family_spec.join(_keyed, _keyed.c.id == store._family_spec.c.id).outerjoin(
-    store._awaited, store._awaited.c.task == store._family_spec.c.id
+_family = adding.family_spec.join(_keyed, _keyed.c.id == adding.family_spec.c.id).outerjoin(
+    adding.awaited, adding.awaited.c.task == adding.family_spec.c.id
 )
 
 
 def _edges_of(added: CTE) -> CTE:
-    wish = store._wish
+    wish = adding.wish
     new = select(wish.c.task, wish.c.parent).where(wish.c.task.in_(select(added.c.id)))
     return insert(dependencies).from_select(["task", "parent"], new).cte("edges")
 
 
 ADD_UNIQUE_FAMILY = _adding(
     "add_unique_family",
-    lambda query: query.select_from(_family).where(store._is_complete),
-    store._of_children | {"unique_key": _keyed.c.unique_key},
-    store._state_in_family,
-    missing=func.array(select(cast(store._missing.c.parent, Text)).scalar_subquery()),
+    lambda query: query.select_from(_family).where(adding.is_complete),
+    adding.of_children | {"unique_key": _keyed.c.unique_key},
+    adding.state_in_family,
+    missing=func.array(select(cast(adding.missing.c.parent, Text)).scalar_subquery()),
     edges_of=_edges_of,
 )
 
@@ -169,7 +169,7 @@ _is_replaced = (
     holds_key(tasks),
 )
 _replaced_values: dict[str, Any] = {
-    **{name: value for name, value in store._first_values(_of_spec).items() if name not in ("id", "date_scheduled")},
+    **{name: value for name, value in adding.first_values(_of_spec).items() if name not in ("id", "date_scheduled")},
     **dict.fromkeys(("result", "error_type", "error_message", "error_traceback"), null()),
     **dict.fromkeys(("failures", "lost_count"), literal_column("0")),
 }
@@ -326,14 +326,14 @@ def _insert(cursor: Cursor, specs: Sequence[TaskSpec], *, notify_channel: str | 
         cursor,
         notify_channel=notify_channel,
         is_protected=is_protected,
-        **store._columns_of(specs),
+        **adding.columns_of(specs),
         tasks=[task for task, _ in edges],
         parents=[parent for _, parent in edges],
     ).fetchall()
     if not answer[0][0]:
         raise _Unsafe
     if answer[0][1]:
-        raise store.no_such_parents(answer[0][1])
+        raise adding.no_such_parents(answer[0][1])
     return {row[2] for row in answer if row[2] is not None}
 
 
@@ -355,7 +355,7 @@ def _replace(cursor: Cursor, specs: Sequence[TaskSpec], *, notify_channel: str |
     for statement, has_time in ((REPLACE, False), (RESCHEDULE, True)):
         these = [spec for spec in specs if (spec.delay is not None or spec.run_at is not None) == has_time]
         if these:
-            answer = statement(cursor, notify_channel=notify_channel, **store._columns_of(these)).fetchall()
+            answer = statement(cursor, notify_channel=notify_channel, **adding.columns_of(these)).fetchall()
             found |= {row[0]: Held(row[1], created=False) for row in answer}
     return found
 
@@ -372,7 +372,7 @@ RIVAL = Statement(
     "rival",
     select(tasks.c.unique_key, cast(tasks.c.id, Text), tasks.c.state)
     .join_from(tasks, _ended, _ended.c.unique_key == tasks.c.unique_key)
-    .where(_ended.c.id == parameter("id", store._GIVEN["id"]), holds_key(tasks), tasks.c.id != _ended.c.id),
+    .where(_ended.c.id == parameter("id", adding.GIVEN["id"]), holds_key(tasks), tasks.c.id != _ended.c.id),
 )
 
 

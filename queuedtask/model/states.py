@@ -1,6 +1,6 @@
 """The life cycle as data: every state, and every edge that a task may take between two of them.
 
-Nothing here does anything. ``db/store`` turns an edge into a guarded UPDATE, and the tests walk every pair of state
+Nothing here does anything. ``db/moves`` turns an edge into a guarded UPDATE, and the tests walk every pair of state
 and edge.
 
 ::

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from queuedtask.config import Config
-from queuedtask.db import store
+from queuedtask.db import moves, store
 from queuedtask.worker.link import Link
 
 logger = logging.getLogger("queuedtask.worker")
@@ -57,7 +57,7 @@ class Release:
         if released:
             logger.debug("%s waiting tasks are due", released)
             if released > self._config.max_workers:
-                store.notify(cursor, self._config.wake_channel)
+                moves.notify(cursor, self._config.wake_channel)
         seconds = 0.0 if released == RELEASE_BATCH else store.seconds_to_next_due(cursor)
         # Tasks added by others without a notification are found when polling.
         self.due_at = time.monotonic() + min(

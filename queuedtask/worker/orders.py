@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from queuedtask.db import store
+from queuedtask.db import control
 from queuedtask.model.orders import Order
 from queuedtask.model.task import Task
 from queuedtask.run.attempt import Attempt
@@ -52,7 +52,7 @@ class Orders:
         if not self._claimed:
             return False
         self._looked_at = time.monotonic()
-        found = store.standing_orders(link.cursor, worker=self._worker())
+        found = control.standing_orders(link.cursor, worker=self._worker())
         if not found:
             return False
         orders = {(each.task_id, each.attempt): each.order for each in found}

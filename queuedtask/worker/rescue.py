@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from queuedtask.config import Config
-from queuedtask.db import store, workers
+from queuedtask.db import moves, store, workers
 from queuedtask.db.statement import Cursor
 from queuedtask.db.store import Ending
 from queuedtask.db.workers import Owner
@@ -188,7 +188,7 @@ class Rescuer:
             )
             decisions = [ending.decision for ending in taken.endings]
             if taken.frees_tasks:
-                store.notify(cursor, config.wake_channel)
+                moves.notify(cursor, config.wake_channel)
         if taken.endings:
             if self._hooks.settle:
                 self._hooks.settled([Settled(e.task, e.decision, None, e.seconds, True) for e in taken.endings])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import psycopg2
 
 from queuedtask.config import Config
-from queuedtask.db import store
+from queuedtask.db import moves, store
 from queuedtask.db.connections import is_transient
 from queuedtask.db.statement import Cursor
 from queuedtask.db.store import Ending, LogLine
@@ -108,7 +108,7 @@ class Settlements:
             return []
         settled = store.settle(cursor, [s.ending() for s in unwritten], worker=worker)
         if settled.frees_tasks:
-            store.notify(cursor, self._config.wake_channel)
+            moves.notify(cursor, self._config.wake_channel)
         self.has_freed |= settled.frees_tasks
         if len(settled.accepted) == len(unwritten):
             return []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg2
 
-from queuedtask.db import families, reads, store
+from queuedtask.db import families, moves, reads, store
 from queuedtask.db.callers import CallersTransaction, cursor_on
 from queuedtask.db.connections import Database, TaskConnection
 from queuedtask.db.statement import Cursor
@@ -60,7 +60,7 @@ class TaskConnections:
             raise LeaseLost(f"attempt {task.attempt} is no longer this worker's: nothing was committed")
         if settled.frees_tasks:
             families.release_children(cursor, [task.id])
-            store.notify(cursor, self._queue.config.wake_channel)
+            moves.notify(cursor, self._queue.config.wake_channel)
 
     def ref(self, task_id: str) -> TaskRef:
         """Return the ref of a task."""

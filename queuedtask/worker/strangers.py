@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from queuedtask.config import Config
-from queuedtask.db import store
+from queuedtask.db import moves, store
 from queuedtask.db.store import Ending
 from queuedtask.errors import FunctionNotAllowed
 from queuedtask.model import outcome, states
@@ -65,7 +65,7 @@ class Strangers:
             if stale:
                 settled = store.settle(cursor, [_refused(task) for task in stale], worker=self._worker())
                 if settled.frees_tasks:
-                    store.notify(cursor, config.wake_channel)
+                    moves.notify(cursor, config.wake_channel)
         if stale:
             logger.warning("%s tasks failed: for a day, no worker was allowed to run %s", len(stale), _names(stale))
         self._warn(now, store.count_strangers(link.cursor, only=only, limit=MOST_WARNED_OF))

@@ -11,10 +11,11 @@ import psycopg2.sql
 import pytest
 
 from helpers import wait_until
-from queuedtask.db import reads, store
+from queuedtask.db import control, reads, store
+from queuedtask.db.control import Orderable, Ordered, Requeue
 from queuedtask.db.moves import DONE_CHANNEL
 from queuedtask.db.statement import all_statements
-from queuedtask.db.store import Ending, Orderable, Requeue
+from queuedtask.db.store import Ending
 from queuedtask.model import orders, outcome, states
 from queuedtask.model.orders import Order
 from queuedtask.model.outcome import Outcome
@@ -60,8 +61,8 @@ def ending(task: Task, kind: str, *, retries: int = 9, max_lost: int = 9) -> End
     return Ending(task, outcome.decide(task, ended, max_retries=retries, max_lost=max_lost), 1.5, None)
 
 
-def give(cursor: Any, order: Order, *ids: str, wait: bool = True, among: tuple[str, ...] = NOT_ENDED) -> store.Ordered:
-    return store.give_order(cursor, order, ids, among=among, notify_channel=CHANNEL, wait=wait)
+def give(cursor: Any, order: Order, *ids: str, wait: bool = True, among: tuple[str, ...] = NOT_ENDED) -> Ordered:
+    return control.give_order(cursor, order, ids, among=among, notify_channel=CHANNEL, wait=wait)
 
 
 def heard(listener: Any) -> list[tuple[str, str]]:
@@ -112,7 +113,7 @@ def test_an_order_ends_what_is_pending_marks_what_runs_and_leaves_alone_what_has
         assert asked == (expected if state == "doing" else (False, False))
     # The workers are woken because one of them runs.
     assert heard(listener) == [(CHANNEL, "")]
-    assert give(cursor, order, made["enqueued"]) == store.Ordered([], [])
+    assert give(cursor, order, made["enqueued"]) == Ordered([], [])
 
 
 def test_nobody_is_woken_for_what_was_pending(cursor: Any, listener: Any) -> None:
@@ -130,7 +131,7 @@ def test_a_second_order_keeps_the_time_of_the_first(cursor: Any) -> None:
 
 def test_only_the_states_that_were_asked_for_are_touched(cursor: Any) -> None:
     made = {state: put(cursor, state) for state in states.STATES}
-    assert give(cursor, orders.STOP, *made.values(), among=("waiting",)) == store.Ordered([made["waiting"]], [])
+    assert give(cursor, orders.STOP, *made.values(), among=("waiting",)) == Ordered([made["waiting"]], [])
     assert get(cursor, made["doing"], "stop_requested") is None
 
 
@@ -139,9 +140,9 @@ def test_a_row_that_is_locked_is_waited_for_or_missed(connect: Callable[..., Any
     other = connect(autocommit=False)
     (task,) = store.claim(other.cursor(), worker=ME, limit=1)
     assert task.id == task_id
-    assert give(cursor, orders.CANCEL, task_id, free, wait=False) == store.Ordered([free], [], [task_id])
+    assert give(cursor, orders.CANCEL, task_id, free, wait=False) == Ordered([free], [], [task_id])
     waiting = connect()
-    found: list[store.Ordered] = []
+    found: list[Ordered] = []
     thread = threading.Thread(target=lambda: found.append(give(waiting.cursor(), orders.CANCEL, task_id)))
     thread.start()
     blocked = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
@@ -149,7 +150,7 @@ def test_a_row_that_is_locked_is_waited_for_or_missed(connect: Callable[..., Any
     other.commit()
     thread.join(10)
     # It was claimed first, and so it is told.
-    assert found == [store.Ordered([], [task_id])]
+    assert found == [Ordered([], [task_id])]
 
 
 def _one(cursor: Any, sql: str, *parameters: Any) -> Any:
@@ -224,7 +225,7 @@ def test_stopped_is_stronger_than_cancelled(cursor: Any) -> None:
     task = claimed(cursor)
     for order in (orders.CANCEL, orders.STOP, orders.CANCEL):
         give(cursor, order, task.id)
-    assert [each.order for each in store.standing_orders(cursor, worker=ME)] == [orders.STOP]
+    assert [each.order for each in control.standing_orders(cursor, worker=ME)] == [orders.STOP]
     store.settle(cursor, [ending(task, outcome.INTERRUPTED)], worker=ME)
     assert get(cursor, task.id, "state") == "stopped"
 
@@ -248,9 +249,9 @@ def test_a_requeue_forgets_the_orders(cursor: Any) -> None:
     give(cursor, orders.STOP, task.id)
     give(cursor, orders.CANCEL, task.id)
     store.settle(cursor, [ending(task, outcome.INTERRUPTED)], worker=ME)
-    store.requeue(cursor, Requeue(states=states.FINAL, ids=[task.id]))
+    control.requeue(cursor, Requeue(states=states.FINAL, ids=[task.id]))
     (again,) = store.claim(cursor, worker=ME, limit=1)
-    assert store.standing_orders(cursor, worker=ME) == []
+    assert control.standing_orders(cursor, worker=ME) == []
     store.settle(cursor, [ending(again, outcome.INTERRUPTED)], worker=ME)
     assert get(cursor, task.id, "state") == "enqueued"
 
@@ -258,7 +259,7 @@ def test_a_requeue_forgets_the_orders(cursor: Any) -> None:
 def test_a_worker_sees_the_orders_for_its_own_tasks(cursor: Any) -> None:
     mine, theirs, unordered = put(cursor, "doing", attempt=3), put(cursor, "doing", claimed_by=8), put(cursor, "doing")
     give(cursor, orders.CANCEL, mine, theirs)
-    assert store.standing_orders(cursor, worker=ME) == [(mine, 3, orders.CANCEL)]
+    assert control.standing_orders(cursor, worker=ME) == [(mine, 3, orders.CANCEL)]
     assert get(cursor, unordered, "cancel_requested") is None
 
 
@@ -270,7 +271,7 @@ def test_looking_for_orders_reads_an_index_of_its_own(cursor: Any, is_analysed: 
     )
     if is_analysed:
         cursor.execute("ANALYZE queued_tasks")
-    cursor.execute(f"EXPLAIN {store.STANDING_ORDERS.sql}", {"worker": 3})
+    cursor.execute(f"EXPLAIN {control.STANDING_ORDERS.sql}", {"worker": 3})
     assert "queued_tasks_ordered" in str(cursor.fetchall())
 
 
@@ -301,7 +302,7 @@ def test_what_fits_is_found_by_every_condition_in_the_order_in_which_it_was_adde
     cursor.execute("UPDATE queued_tasks SET date_created = now() - interval '1 hour' WHERE id = %s", (made["d"],))
     wanted = Orderable(**which)
     expected = [made[name] for name in fit.split()]
-    assert store.orderable_ids(cursor, wanted) == expected
+    assert control.orderable_ids(cursor, wanted) == expected
     assert [row.id for row in reads.orderable_tasks(cursor, wanted)] == expected
 
 
@@ -314,7 +315,7 @@ def test_an_end_is_announced_once_at_the_commit_to_whom_waits_and_to_nobody_else
     connect: Callable[..., Any], cursor: Any, listener: Any, kind: str, is_last: bool
 ) -> None:
     awaited, other = claimed(cursor), claimed(cursor)
-    assert store.await_end(cursor, awaited.id, notify_channel=CHANNEL)
+    assert control.await_end(cursor, awaited.id, notify_channel=CHANNEL)
     chances = 0 if is_last else 9
     settling = connect(autocommit=False)
     endings = [ending(task, kind, retries=chances, max_lost=chances) for task in (awaited, other)]
@@ -332,7 +333,7 @@ def test_the_end_by_an_order_is_announced(cursor: Any, listener: Any, order: Ord
     (task, *_) = [each for each in store.claim(cursor, worker=ME, limit=2) if each.id == running]
     cursor.execute("UPDATE queued_tasks SET state = 'enqueued', claimed_by = NULL WHERE id = %s", (pending,))
     for each in (pending, running):
-        store.await_end(cursor, each, notify_channel=None)
+        control.await_end(cursor, each, notify_channel=None)
     give(cursor, order, pending, running)
     assert (DONE_CHANNEL, pending) in heard(listener)
     store.settle(cursor, [ending(task, outcome.RAISED)], worker=ME)
@@ -341,8 +342,8 @@ def test_the_end_by_an_order_is_announced(cursor: Any, listener: Any, order: Ord
 
 def test_a_cleared_task_is_announced(cursor: Any, listener: Any) -> None:
     task_id = put(cursor)
-    store.await_end(cursor, task_id, notify_channel=None)
-    store.clear_pending(cursor, limit=10)
+    control.await_end(cursor, task_id, notify_channel=None)
+    control.clear_pending(cursor, limit=10)
     assert heard(listener) == [(DONE_CHANNEL, task_id)]
 
 
@@ -361,7 +362,7 @@ def test_only_what_has_not_ended_can_be_awaited_and_workers_that_passed_over_it_
     cursor: Any, listener: Any, state: str
 ) -> None:
     task_id = put(cursor, state)
-    assert store.await_end(cursor, task_id, notify_channel=CHANNEL) is (state not in states.FINAL)
+    assert control.await_end(cursor, task_id, notify_channel=CHANNEL) is (state not in states.FINAL)
     assert get(cursor, task_id, "is_awaited") is (state not in states.FINAL)
     # Its row was locked for a moment, and a claim passes over what is locked.
     assert heard(listener) == ([(CHANNEL, "")] if state == "enqueued" else [])
@@ -385,7 +386,7 @@ def test_settling_and_beginning_to_wait_at_the_same_instant_300_times(
             settling = beside.submit(settle, task)
             start.wait()
             time.sleep(head_start)
-            is_to_be_announced = store.await_end(waiter.cursor(), task.id, notify_channel=CHANNEL)
+            is_to_be_announced = control.await_end(waiter.cursor(), task.id, notify_channel=CHANNEL)
             settling.result(20)
             seen.add(is_to_be_announced)
             head_start = max(0.0, head_start + (5e-5 if is_to_be_announced else -5e-5))

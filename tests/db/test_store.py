@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from helpers import wait_until
-from queuedtask.db import reads, schema, store, workers
-from queuedtask.db.store import Ending, LogLine, Progress, Requeue
+from queuedtask.db import adding, control, moves, reads, schema, store, workers
+from queuedtask.db.control import Requeue
+from queuedtask.db.store import Ending, LogLine, Progress
 from queuedtask.model import outcome, states
 from queuedtask.model.outcome import Outcome
 from queuedtask.model.task import Task, TaskSpec, new_id
@@ -95,7 +96,7 @@ def test_an_added_task_is_the_row_that_was_asked_for(cursor: Any) -> None:
         context='{"c": 1}',
         meta='{"m": 2}',
     )
-    store.add(cursor, spec, notify_channel=None)
+    adding.add(cursor, spec, notify_channel=None)
     names = ("name", "state", "function", "args", "kwargs", "channel", "priority", "timeout", "max_retries")
     assert get(cursor, spec.id, *names, "context", "meta", "date_scheduled") == (
         "n",
@@ -117,15 +118,15 @@ def test_a_task_that_is_added_without_its_defaults_is_the_one_that_is_added_with
     everything = [c.name for c in schema.tasks.c if not c.name.startswith("date_") and c.name != "id"]
     for given in {}, {"priority": 3, "args": "[1]"}, {"delay": 60.0, "channel": "mail"}, {"pickled_function": "AAA="}:
         short, long = (TaskSpec(new_id(), "n", "a:b", **given) for _ in range(2))
-        store.add(cursor, short, notify_channel=None)
-        store.ADD(cursor, **long._asdict())
+        adding.add(cursor, short, notify_channel=None)
+        adding.ADD(cursor, **long._asdict())
         assert get(cursor, short.id, *everything) == get(cursor, long.id, *everything)
 
 
 def test_a_task_with_a_time_to_come_waits_and_one_whose_time_has_passed_is_enqueued(cursor: Any) -> None:
     def added(**when: Any) -> Any:
         spec = TaskSpec(new_id(), "n", "a:b", **when)
-        store.add(cursor, spec, notify_channel=None)
+        adding.add(cursor, spec, notify_channel=None)
         return get(cursor, spec.id, "state", "round(extract(epoch FROM date_scheduled - date_created))::int AS seconds")
 
     def at(seconds: int) -> datetime:
@@ -168,8 +169,8 @@ def test_a_notification_is_heard_once_for_a_transaction_and_only_after_its_commi
     heard = listen(connect(), CHANNEL)
     with other.cursor() as cursor:
         for _ in range(3):
-            store.add(cursor, TaskSpec(new_id(), "n", "a:b"), notify_channel=CHANNEL)
-        store.notify(cursor, CHANNEL)
+            adding.add(cursor, TaskSpec(new_id(), "n", "a:b"), notify_channel=CHANNEL)
+        moves.notify(cursor, CHANNEL)
     assert heard() == []
     other.commit()
     assert heard() == [CHANNEL]
@@ -178,7 +179,7 @@ def test_a_notification_is_heard_once_for_a_transaction_and_only_after_its_commi
 def test_nothing_is_heard_of_a_transaction_that_is_rolled_back(connect: Callable[..., Any], other: Any) -> None:
     heard = listen(connect(), CHANNEL)
     with other.cursor() as cursor:
-        store.add(cursor, TaskSpec(new_id(), "n", "a:b"), notify_channel=CHANNEL)
+        adding.add(cursor, TaskSpec(new_id(), "n", "a:b"), notify_channel=CHANNEL)
     other.rollback()
     assert heard() == []
     assert execute_in(other, "SELECT count(*) FROM queued_tasks") == [(0,)]
@@ -186,7 +187,7 @@ def test_nothing_is_heard_of_a_transaction_that_is_rolled_back(connect: Callable
 
 def test_nothing_is_heard_when_no_channel_is_given(connect: Callable[..., Any], cursor: Any) -> None:
     heard = listen(connect(), CHANNEL)
-    store.add(cursor, TaskSpec(new_id(), "n", "a:b"), notify_channel=None)
+    adding.add(cursor, TaskSpec(new_id(), "n", "a:b"), notify_channel=None)
     assert heard() == []
 
 
@@ -194,7 +195,7 @@ def test_the_notification_goes_to_the_channel_that_is_named_whatever_is_in_the_n
     connect: Callable[..., Any], cursor: Any
 ) -> None:
     heard = listen(connect(), CHANNEL, '"Odd ""name; --"')
-    store.add(cursor, TaskSpec(new_id(), "n", "a:b"), notify_channel='Odd "name; --')
+    adding.add(cursor, TaskSpec(new_id(), "n", "a:b"), notify_channel='Odd "name; --')
     assert heard() == ['Odd "name; --']
 
 
@@ -720,7 +721,7 @@ def test_a_requeue_starts_a_task_anew_and_keeps_what_it_was(cursor: Any) -> None
         cancel_requested=soon(-9),
         stop_requested=soon(-9),
     )
-    assert store.requeue(cursor, Requeue(ids=[task_id])) == [task_id]
+    assert control.requeue(cursor, Requeue(ids=[task_id])) == [task_id]
     assert get(cursor, task_id, "state", "attempt", "args", "context", "requeues") == (
         "enqueued",
         4,
@@ -735,15 +736,15 @@ def test_a_requeue_starts_a_task_anew_and_keeps_what_it_was(cursor: Any) -> None
 
 def test_a_requeue_takes_the_failed_ones_and_no_others(cursor: Any) -> None:
     made = {state: put(cursor, state) for state in states.STATES}
-    assert store.requeue(cursor, Requeue()) == [made["failed"]]
+    assert control.requeue(cursor, Requeue()) == [made["failed"]]
     assert get(cursor, made["done"], "requeues") == 0
 
 
 def test_a_requeue_by_id_takes_any_final_state_and_only_these(cursor: Any) -> None:
     made = {state: put(cursor, state) for state in states.STATES}
     which = Requeue(states=states.FINAL, ids=list(made.values()))
-    assert set(store.requeue(cursor, which)) == {made[state] for state in states.FINAL}
-    assert store.requeue(cursor, Requeue(ids=[])) == []
+    assert set(control.requeue(cursor, which)) == {made[state] for state in states.FINAL}
+    assert control.requeue(cursor, Requeue(ids=[])) == []
 
 
 def test_a_requeue_is_filtered_by_name_time_and_how_often_it_was_done(cursor: Any) -> None:
@@ -754,7 +755,7 @@ def test_a_requeue_is_filtered_by_name_time_and_how_often_it_was_done(cursor: An
 
     def would(**which: Any) -> list[str]:
         cursor.execute("BEGIN")
-        found = store.requeue(cursor, Requeue(**which))
+        found = control.requeue(cursor, Requeue(**which))
         cursor.execute("ROLLBACK")
         return found
 
@@ -771,8 +772,8 @@ def test_a_requeue_is_filtered_by_name_time_and_how_often_it_was_done(cursor: An
 def test_two_requeues_at_once_share_the_work(cursor: Any, other: Any) -> None:
     made = [put(cursor, "failed", date_done=soon(-100 + n)) for n in range(10)]
     with other.cursor() as theirs:
-        first = store.requeue(theirs, Requeue(limit=4, max_requeues=3))
-    second = store.requeue(cursor, Requeue(max_requeues=3))
+        first = control.requeue(theirs, Requeue(limit=4, max_requeues=3))
+    second = control.requeue(cursor, Requeue(max_requeues=3))
     other.commit()
     assert sorted(first) == sorted(made[:4])
     assert sorted(second) == sorted(made[4:])
@@ -788,7 +789,7 @@ def test_clearing_deletes_what_is_pending_with_its_descendants(cursor: Any) -> N
     child = put(cursor, "waiting", parent_task=parent, pending_parents=1)
     put(cursor, "waiting", parent_task=child, pending_parents=1)
     put(cursor, "waiting", parent_task=kept["doing"], pending_parents=1)
-    assert store.clear_pending(cursor, limit=100) == 4
+    assert control.clear_pending(cursor, limit=100) == 4
     cursor.execute("SELECT id::text FROM queued_tasks")
     assert {row[0] for row in cursor.fetchall()} == set(kept.values())
 
@@ -796,14 +797,14 @@ def test_clearing_deletes_what_is_pending_with_its_descendants(cursor: Any) -> N
 def test_clearing_is_bounded(cursor: Any) -> None:
     for _ in range(5):
         put(cursor)
-    assert [store.clear_pending(cursor, limit=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [control.clear_pending(cursor, limit=2) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_clearing_leaves_alone_what_is_being_claimed(cursor: Any, other: Any) -> None:
     put(cursor)
     with other.cursor() as theirs:
         (task,) = store.claim(theirs, worker=ME, limit=1)
-    assert store.clear_pending(cursor, limit=9) == 0
+    assert control.clear_pending(cursor, limit=9) == 0
     other.commit()
     assert get(cursor, task.id, "state") == "doing"
 

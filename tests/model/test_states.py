@@ -178,8 +178,8 @@ def test_a_state_is_written_in_one_function_and_where_a_task_is_added() -> None:
         for place in places_that_write_state(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert found == [
+        *(("db/adding.py", place) for place in ("_inserting", "_added_many", "_family_added")),
         ("db/moves.py", "move"),
-        *(("db/store.py", place) for place in ("_inserting", "_added_many", "_family_added")),
         ("db/unique.py", "_adding"),
     ]
 
