@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Config": "queuedtask.config",
     "Queue": "queuedtask.taskqueue",
-    "TaskRef": "queuedtask.taskqueue",
+    "TaskRef": "queuedtask.refs",
     "clear_context": "queuedtask.run.attempt",
     "current_task": "queuedtask.run.attempt",
     "flush_context": "queuedtask.run.attempt",
@@ -124,10 +124,11 @@ if TYPE_CHECKING:
         TaskTimeout,
         UnknownFunction,
     )
+    from queuedtask.refs import TaskRef
     from queuedtask.run.attempt import clear_context, current_task, flush_context, get_context, set_context
     from queuedtask.run.logs import getLogger
     from queuedtask.run.track import track
-    from queuedtask.taskqueue import Queue, TaskRef
+    from queuedtask.taskqueue import Queue
 
 
 def __getattr__(name: str) -> Any:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from queuedtask.config import Config
-from queuedtask.db import control, reads
+from queuedtask.db import control, moves, reads
 from queuedtask.db.announcements import Announcements
 from queuedtask.db.connections import Database
-from queuedtask.db.control import Orderable, Ordered
+from queuedtask.db.control import Orderable, Ordered, Requeue
 from queuedtask.db.reads import TaskEnd
 from queuedtask.db.statement import Cursor
 from queuedtask.errors import (
@@ -92,6 +92,17 @@ class Control:
     def _give(self, cursor: Cursor, order: Order, ids: Sequence[str], which: Orderable, *, wait: bool) -> Ordered:
         channel = self._config.wake_channel
         return control.give_order(cursor, order, ids, among=which.states, notify_channel=channel, wait=wait)
+
+    def requeue(self, which: Requeue) -> tuple[list[str], int]:
+        """Return what was sent round again, and how many were not because others have their unique keys."""
+
+        def requeue(cursor: Cursor) -> tuple[list[str], int]:
+            requeued = control.requeue(cursor, which)
+            if requeued:
+                moves.notify(cursor, self._config.wake_channel)
+            return requeued, control.count_blocked(cursor, which)
+
+        return self._database.in_transaction(requeue)
 
     # ---------------------------------------------------------------------------------------------------------- waiting
 

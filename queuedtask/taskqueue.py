@@ -1,11 +1,9 @@
-"""Queue and TaskRef: adding tasks, asking for them, sending them round again."""
+"""Queue: the object that people use. What it does stands in the modules that it hands on to."""
 
 import json
 import logging
-import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
@@ -14,28 +12,26 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine
 
+from queuedtask import adding
+from queuedtask.adding import Batch, Detour, KnownFunction, TaskAdder
 from queuedtask.config import Config
 from queuedtask.control import Control
-from queuedtask.db import adding, channels, control, measures, migrate, moves, purge, reads, schedules, unique
-from queuedtask.db.callers import cursor_on, is_in_transaction
+from queuedtask.db import channels, control, measures, migrate, moves, purge, reads, schedules
 from queuedtask.db.connections import Database
 from queuedtask.db.control import Orderable, Requeue
 from queuedtask.db.health import HealthCheck
 from queuedtask.db.measures import Limits
-from queuedtask.db.reads import LogRow, TaskRow, WorkerRow
+from queuedtask.db.reads import WorkerRow
 from queuedtask.db.schedules import ScheduleRow
-from queuedtask.db.statement import Cursor
-from queuedtask.errors import InvalidTask, NotAllowed, ScheduleNotFound, TaskNotFound, UnknownFunction
+from queuedtask.errors import InvalidTask, ScheduleNotFound
 from queuedtask.model import codec, functions, limits, options, orders, pickles, schedule, states
 from queuedtask.model.cron import Cron
 from queuedtask.model.measures import Metrics
-from queuedtask.model.options import TaskOptions
 from queuedtask.model.orders import Order
-from queuedtask.model.ranges import ranges
 from queuedtask.model.schedule import Declaration, Declarations, Schedule
-from queuedtask.model.task import Call, TaskSpec, new_id
-from queuedtask.run.attempt import captured_context
-from queuedtask.run.hooks import H, Hooks, NewTask
+from queuedtask.model.task import TaskSpec
+from queuedtask.refs import Requeued, TaskRef, checked_id
+from queuedtask.run.hooks import H, Hooks
 from queuedtask.run.resolver import OPTIONS
 
 if TYPE_CHECKING:
@@ -48,9 +44,6 @@ R_co = TypeVar("R_co", covariant=True)
 F = TypeVar("F", bound=Callable[..., object])
 
 CLEAR_BATCH = 10_000
-BATCH_CHUNK = 1000
-RETRY_ATTEMPTS = 5
-RETRY_INTERVAL = 0.05
 
 
 class TaskFunction(Protocol[P, R_co]):
@@ -58,7 +51,7 @@ class TaskFunction(Protocol[P, R_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> "TaskRef":
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskRef:
         """Add a task that calls the function; the same as ``queue.add_task(function, …)``."""
 
 
@@ -82,7 +75,7 @@ class Queue:
         elif database_url is not None:
             arguments["database_url"] = database_url
         self._work_on(Config.resolve(config, arguments=arguments), engine)
-        self._known: WeakKeyDictionary[FunctionType, _Known] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[FunctionType, KnownFunction] = WeakKeyDictionary()
         self.declarations = Declarations()
         """What ``@queue.cron`` has declared, for workers."""
         self.hooks = Hooks()
@@ -110,7 +103,7 @@ class Queue:
 
     # ---------------------------------------------------------------------------------------------------------- adding
 
-    def add_task(self, function: Callable[..., object] | str, /, *args: Any, **kwargs: Any) -> "TaskRef":
+    def add_task(self, function: Callable[..., object] | str, /, *args: Any, **kwargs: Any) -> TaskRef:
         """Add a task that calls a function with these arguments, in a transaction of its own.
 
         The function is any importable one, ``def`` or ``async def``, or its path ``"module:qualname"``, which need
@@ -129,7 +122,7 @@ class Queue:
 
     def add_range_tasks(
         self, function: Callable[..., object] | str, ids: Iterable[Any], chunk_size: int = 200
-    ) -> list["TaskRef"]:
+    ) -> list[TaskRef]:
         """Add one task for each chunk of ids, in one transaction; each calls ``function(first, last)``.
 
         The ids are sorted, and each counts once; they are ints, texts, UUIDs, dates or datetimes, all of one kind. A
@@ -163,7 +156,7 @@ class Queue:
         on_parent_failure: str | None = None,
         auto_remove: bool | None = None,
         connection: object = None,
-    ) -> "TaskAdder":
+    ) -> TaskAdder:
         """Return an adder with options, for one or more tasks: ``queue.options(priority=10).add_task(…)``.
 
         ``name``: at most 255 characters, by default ``module.qualname``. ``channel``: at most 64 characters.
@@ -217,8 +210,7 @@ class Queue:
             connection=connection,
         )
 
-    @contextmanager
-    def batch(self, *, connection: object = None) -> Iterator["Batch"]:
+    def batch(self, *, connection: object = None) -> AbstractContextManager[Batch]:
         """Return a context manager for adding many tasks quickly: all of them, or none when the block raises.
 
         Use ``batch.add_task(…)`` and ``batch.options(…).add_task(…)`` inside. The tasks are written in one transaction
@@ -229,23 +221,7 @@ class Queue:
         """
         if connection is None:
             connection = self._default_connection()
-        if self._detour is not None:
-            batch = Batch(self, None, self._detour)
-            with batch._taking():
-                yield batch
-            batch._close_detour()
-        elif connection is not None:
-            cursor = cursor_on(connection)
-            batch = Batch(self, None)
-            with batch._taking():
-                yield batch
-            batch._close(cursor, connection)
-        else:
-            with self.database.transaction() as cursor:
-                batch = Batch(self, cursor)
-                with batch._taking():
-                    yield batch
-                batch._close(cursor)
+        return adding.batch(self, connection)
 
     def task(
         self,
@@ -377,7 +353,7 @@ class Queue:
         with self.database.transaction() as cursor:
             return schedules.list_schedules(cursor)
 
-    def run_schedule(self, name: str, /, **kwargs: Any) -> "TaskRef":
+    def run_schedule(self, name: str, /, **kwargs: Any) -> TaskRef:
         """Add a task of a schedule now, beside its ticks, paused or not; with these keyword arguments over its own.
 
         Raises ScheduleNotFound and what :meth:`add_task` raises.
@@ -481,37 +457,8 @@ class Queue:
         """
         return None
 
-    def _add(self, spec: TaskSpec, connection: object) -> "TaskRef":
-        if self._detour is not None:
-            ref = self._detour.ref(spec)
-            self._detour.run([ref])
-            return ref
-        if connection is None:
-            with self.database.autocommit() as cursor:
-                ref = self._write_one(cursor, spec, None)
-        else:
-            ref = self._write_one(cursor_on(connection), spec, connection)
-        logger.debug("%s %s: %s", spec.name, ref.id, "added" if ref.created else "has its unique key already")
-        if self.hooks.post_create and ref.created:
-            self.hooks.added([ref])
-        return ref
-
-    def _write_one(self, cursor: Cursor, spec: TaskSpec, connection: object) -> "TaskRef":
-        if spec.unique_key is None:
-            self._write([spec], cursor)
-            return TaskRef(self, spec.id, created=True)
-        in_transaction = connection is not None and is_in_transaction(connection)
-        held = unique.add(cursor, spec, notify_channel=self.config.wake_channel, in_transaction=in_transaction)
-        return TaskRef(self, held.id, created=held.created)
-
-    def _write(self, specs: Sequence[TaskSpec], cursor: Cursor) -> None:
-        """Insert tasks in one statement."""
-        if any(spec.parents for spec in specs):
-            adding.add_family(cursor, specs, notify_channel=self.config.wake_channel)
-        elif len(specs) == 1:
-            adding.add(cursor, specs[0], notify_channel=self.config.wake_channel)
-        else:
-            adding.add_many(cursor, specs, notify_channel=self.config.wake_channel)
+    def _add(self, spec: TaskSpec, connection: object) -> TaskRef:
+        return adding.add(self, spec, connection)
 
     # ---------------------------------------------------------------------------------------------------- working here
 
@@ -537,9 +484,9 @@ class Queue:
 
     # ---------------------------------------------------------------------------------------------------------- asking
 
-    def get(self, task_id: "str | UUID | TaskRef") -> "TaskRef":
+    def get(self, task_id: "str | UUID | TaskRef") -> TaskRef:
         """Return the ref of an existing task. Raises TaskNotFound, and ValueError for what is no task's id."""
-        ref = TaskRef(self, _checked_id(task_id), created=False)
+        ref = TaskRef(self, checked_id(task_id), created=False)
         ref.row()
         return ref
 
@@ -550,7 +497,7 @@ class Queue:
         name: str | None = None,
         channel: str | None = None,
         limit: int | None = 50,
-    ) -> list["TaskRef"]:
+    ) -> list[TaskRef]:
         """Return refs of tasks, the newest first; what is None does not restrict, ``limit=None`` returns all."""
         if state is not None and state not in states.STATES:
             raise ValueError(f"state={state!r}: must be one of {', '.join(states.STATES)}")
@@ -595,7 +542,7 @@ class Queue:
         state: str = states.FAILED,
         limit: int | None = None,
         max_requeues: int | None = 3,
-    ) -> "Requeued":
+    ) -> Requeued:
         """Send failed tasks round again, in a transaction of its own, and return their refs.
 
         ``since``: those that failed at most so many seconds (or a timedelta) ago. ``state``: those that ended
@@ -612,7 +559,7 @@ class Queue:
             max_requeues=max_requeues,
             limit=limit,
         )
-        requeued, skipped = self._requeue(which)
+        requeued, skipped = self._control.requeue(which)
         if skipped:
             logger.info("%s failed tasks were not sent round again: others have their unique keys", skipped)
         return Requeued((TaskRef(self, task_id, created=False) for task_id in requeued), skipped)
@@ -642,7 +589,7 @@ class Queue:
         state: str | Sequence[str] | None = None,
         since: float | timedelta | None = None,
         limit: int | None = None,
-    ) -> list["TaskRef"]:
+    ) -> list[TaskRef]:
         """Cancel all tasks that fit and have not ended, as :meth:`TaskRef.cancel` does, and return their refs.
 
         ``state``: one or some of waiting, enqueued and doing; all three stand for everything. ``since``: those that
@@ -660,12 +607,12 @@ class Queue:
         state: str | Sequence[str] | None = None,
         since: float | timedelta | None = None,
         limit: int | None = None,
-    ) -> list["TaskRef"]:
+    ) -> list[TaskRef]:
         """Stop all tasks that fit and have not ended, as :meth:`TaskRef.stop` does; see :meth:`cancel`."""
         which = _orderable("stop", name=name, channel=channel, state=state, since=since, limit=limit)
         return self._give_all(orders.STOP, which)
 
-    def _give_all(self, order: Order, which: Orderable) -> list["TaskRef"]:
+    def _give_all(self, order: Order, which: Orderable) -> list[TaskRef]:
         return [TaskRef(self, task_id, created=False) for task_id in self._control.give_all(order, which)]
 
     def clear(self) -> int:
@@ -688,17 +635,6 @@ class Queue:
         """
         return purge.remove_all(self.database.transaction, keep_for(self.config, older_than, states))
 
-    def _requeue(self, which: Requeue) -> tuple[list[str], int]:
-        """Return what was sent round again, and how many were not because others have their unique keys."""
-
-        def requeue(cursor: Cursor) -> tuple[list[str], int]:
-            requeued = control.requeue(cursor, which)
-            if requeued:
-                moves.notify(cursor, self.config.wake_channel)
-            return requeued, control.count_blocked(cursor, which)
-
-        return self.database.in_transaction(requeue)
-
 
 def keep_for(
     config: Config, older_than: float | timedelta | None = None, only: str | Iterable[str] | None = None
@@ -711,438 +647,6 @@ def keep_for(
         )
     seconds = None if older_than is None else options.seconds("older_than", older_than)
     return {state: config.retention[state] if seconds is None else seconds for state in wanted}
-
-
-class Requeued(list["TaskRef"]):
-    """Refs of the tasks that were sent round again."""
-
-    def __init__(self, refs: Iterable["TaskRef"], skipped: int) -> None:
-        super().__init__(refs)
-        self.skipped = skipped
-        """How many were left alone because another task has their unique key."""
-
-
-class Detour(Protocol):
-    """Takes the tasks that are added to a Queue, instead of its database; the testing kit has one."""
-
-    def ref(self, spec: TaskSpec) -> "TaskRef":
-        """Return what stands for a task that is to be run."""
-
-    def run(self, refs: "Sequence[TaskRef]") -> None:
-        """Run tasks, in their order."""
-
-
-class Adder(Protocol):
-    """Where a :class:`TaskAdder` puts the tasks that it makes."""
-
-    def __call__(self, spec: TaskSpec, connection: object) -> "TaskRef": ...
-
-
-class _Known:
-    """What has been found out about a function of a module: the same one is added thousands of times."""
-
-    __slots__ = ("_function", "_namespace", "_options", "declared", "path")
-
-    def __init__(
-        self, function: FunctionType, path: str, declared: dict[str, Any], own_options: TaskOptions | None
-    ) -> None:
-        self._function = weakref.ref(function)
-        self._namespace = function.__globals__
-        self._options = own_options
-        self.path = path
-        self.declared = declared
-
-    def holds(self) -> bool:
-        """Tell whether its module still has it under its name, with the same options."""
-        function = self._function()
-        return (
-            function is not None
-            and self._namespace.get(function.__name__) is function
-            and getattr(function, OPTIONS, None) is self._options
-        )
-
-
-class TaskAdder:
-    """A queue with options; what ``queue.options(…)`` returns. Immutable, may be kept and used again."""
-
-    def __init__(self, queue: Queue, add: Adder | None = None, connection: object = None, **given: Any) -> None:
-        self._queue = queue
-        self._add = add or queue._add
-        self._connection = connection
-        self._given = given
-        self._known: WeakKeyDictionary[FunctionType, _Known] = queue._known
-
-    def options(self, *, connection: object = None, parent: object = None, **given: Any) -> "TaskAdder":
-        """Return an adder with these options besides the ones given before; see :meth:`queuedtask.Queue.options`."""
-        if connection is not None:
-            cursor_on(connection)  # refuses what is none
-        merged = self._given | options.checked(given, max_payload=self._queue.config.max_payload)
-        if parent is not None:
-            merged["parents"] = _parents(parent)
-        options.check_together(merged)
-        return TaskAdder(self._queue, self._add, self._connection if connection is None else connection, **merged)
-
-    def add_task(self, function: Callable[..., object] | str, /, *args: Any, **kwargs: Any) -> "TaskRef":
-        """Add a task with these options; see :meth:`queuedtask.Queue.add_task`."""
-        # With options(parent=…) the keyword is free for the function.
-        has_parent = "parent" in kwargs and "parents" not in self._given
-        own_parents = {"parents": _parents(kwargs.pop("parent"))} if has_parent else {}
-        called = self._called(function, args, kwargs)
-        given = called.options | self._given | own_parents
-        if "name" not in given:
-            given["name"] = functions.default_name(called.path)
-        hooks, task_id = self._queue.hooks, new_id()
-        inherited = captured_context()
-        if inherited is not None:
-            given["context"] = codec.merge(self._checked_inheritance(inherited), given.get("context") or "{}")
-        if hooks.pre_create or hooks.around_create:
-            new = NewTask(task_id, called, given, max_payload=self._queue.config.max_payload)
-            hooks.adding(new)
-            given.setdefault("name", functions.default_name(called.path))
-            with hooks.creating(new) as made:
-                made.append(self._write(called, given, task_id, inherited))
-            ref: TaskRef = made[0]
-            return ref
-        return self._write(called, given, task_id, inherited)
-
-    def _write(self, called: Call, given: dict[str, Any], task_id: str, inherited: str | None) -> "TaskRef":
-        if inherited is not None:
-            # After the hooks, which may have replaced the meta: what it hands down itself is not theirs to change.
-            handed_down = f'{{"{options.INHERITED}":{inherited}}}'
-            given["meta"] = codec.merge(given.get("meta") or "{}", handed_down)
-        is_in_batch, connection = self._add != self._queue._add, self._connection
-        if connection is None and not is_in_batch:
-            connection = self._queue._default_connection()
-        ref = self._add(self._spec(called, given, task_id), connection)
-        # On a caller's connection, or in a batch, it may not be there yet.
-        ref._may_be_uncommitted = connection is not None or is_in_batch
-        return ref
-
-    def spec_of(self, function: Callable[..., object], args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskSpec:
-        """Return the task that :meth:`add_task` would add.
-
-        It has no unique key, and is made without the hooks and without the context of this thread.
-        """
-        called = self._called(function, tuple(args), dict(kwargs))
-        if called.local is not None:
-            functions.path_of(called.local)  # raises: a pickle is signed for one task, a schedule makes many
-        merged = called.options | self._given
-        given = {name: value for name, value in merged.items() if name not in ("unique_key", "on_conflict")}
-        given.setdefault("name", functions.default_name(called.path))
-        return self._spec(called, given, new_id())
-
-    def _called(self, function: Callable[..., object] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Find out how a worker reaches the function, and serialise the arguments."""
-        config, local = self._queue.config, None
-        known = self._known.get(function) if isinstance(function, FunctionType) else None
-        if known is not None and known.holds():
-            path, declared = known.path, known.declared
-        elif isinstance(function, str):
-            path, declared = functions.check_path(function), {}
-        else:
-            inner, args, merged = functions.unwrap_partial(function, args, kwargs)
-            kwargs = dict(merged)
-            own_options = getattr(inner, OPTIONS, None)
-            declared = options.storable(own_options or TaskOptions())
-            try:
-                path = functions.path_of(inner)
-                if inner is function and isinstance(inner, FunctionType) and "." not in inner.__qualname__:
-                    self._known[inner] = _Known(inner, path, declared, own_options)
-            except UnknownFunction as error:
-                path, local = pickles.admit(inner, error, config.secret_key), inner
-        texts = codec.encode_arguments(args, kwargs, config.max_payload)
-        return Call(path, *texts, declared, local)
-
-    def _spec(self, called: Call, given: dict[str, Any], task_id: str) -> TaskSpec:
-        config, pickled = self._queue.config, None
-        fields = options.as_fields(given, called.options)
-        if called.local is not None:
-            if fields.get("on_conflict") in options.REPLACING:
-                raise InvalidTask("a local function cannot replace a task: it is signed for the id of its own")
-            pickled = pickles.pack(
-                called.local,
-                config.secret_key,
-                task_id=task_id,
-                name=called.path,
-                arguments=(called.args, called.kwargs),
-                max_payload=config.max_payload,
-            )
-        return TaskSpec(
-            id=task_id,
-            function=called.path,
-            args=called.args,
-            kwargs=called.kwargs,
-            pickled_function=pickled,
-            **fields,
-        )
-
-    def _checked_inheritance(self, inherited: str) -> str:
-        max_payload = self._queue.config.max_payload
-        if len(inherited) > max_payload:
-            raise InvalidTask(
-                f"what set_context() has set outside a task is copied into each task, and has {len(inherited):,} "
-                f"characters: at most QUEUE_MAX_PAYLOAD = {max_payload:,} are allowed"
-            )
-        return inherited
-
-    def add_range_tasks(
-        self, function: Callable[..., object] | str, ids: Iterable[Any], chunk_size: int = 200
-    ) -> list["TaskRef"]:
-        """Add a task with these options for each chunk of ids; see :meth:`queuedtask.Queue.add_range_tasks`."""
-        chunks = ranges(ids, chunk_size)
-        if not chunks:
-            return []
-        if self._add != self._queue._add:
-            return [self.add_task(function, first, last) for first, last in chunks]
-        with self._queue.batch(connection=self._connection) as batch:
-            adder = TaskAdder(self._queue, batch._keep, **self._given)
-            return [adder.add_task(function, first, last) for first, last in chunks]
-
-
-class Batch:
-    """Many tasks in one transaction; what ``with queue.batch() as batch`` gives."""
-
-    def __init__(self, queue: Queue, cursor: Cursor | None, detour: Detour | None = None) -> None:
-        self._queue = queue
-        self._detour = detour
-        self._detoured: list[TaskRef] = []
-        self._cursor = cursor
-        """Where full chunks are written as they come; None for a caller's connection, which gets all at the end."""
-        self._specs: list[TaskSpec] = []
-        self._keyed: list[tuple[TaskSpec, _KeyedRef]] = []
-        """Tasks with unique keys: kept to the end, to be written in the order of the keys."""
-        self._adder = TaskAdder(queue, self._keep)
-        self._is_open = True
-
-    def options(self, **given: Any) -> TaskAdder:
-        """Return an adder with options for tasks of this batch; see :meth:`queuedtask.Queue.options`.
-
-        Raises InvalidTask for a connection: that is the batch's.
-        """
-        if "connection" in given:
-            raise InvalidTask("connection: is given to the batch, not to single tasks of it")
-        return self._adder.options(**given)
-
-    def add_task(self, function: Callable[..., object] | str, /, *args: Any, **kwargs: Any) -> "TaskRef":
-        """Add a task to the batch; see :meth:`queuedtask.Queue.add_task`. Its row comes with the batch."""
-        return self._adder.add_task(function, *args, **kwargs)
-
-    def add_range_tasks(
-        self, function: Callable[..., object] | str, ids: Iterable[Any], chunk_size: int = 200
-    ) -> list["TaskRef"]:
-        """Add a task to the batch for each chunk of ids; see :meth:`queuedtask.Queue.add_range_tasks`."""
-        return self._adder.add_range_tasks(function, ids, chunk_size)
-
-    def _keep(self, spec: TaskSpec, connection: object) -> "TaskRef":
-        if not self._is_open:
-            raise InvalidTask("a batch takes tasks inside its with block only")
-        if self._detour is not None:
-            self._detoured.append(self._detour.ref(spec))
-            return self._detoured[-1]
-        if spec.unique_key is not None:
-            ref = _KeyedRef(self._queue, self._find_holders)
-            self._keyed.append((spec, ref))
-            return ref
-        self._specs.append(spec)
-        if self._cursor is not None and len(self._specs) >= BATCH_CHUNK:
-            self._write(self._cursor)
-        return TaskRef(self._queue, spec.id, created=True)
-
-    @contextmanager
-    def _taking(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._is_open = False
-
-    def _close(self, cursor: Cursor, connection: object = None) -> None:
-        if not self._keyed:
-            self._write(cursor)
-            return
-        with unique.atomically(cursor, in_transaction=connection is None or is_in_transaction(connection)):
-            self._write(cursor)
-            self._write_keyed(cursor)
-
-    def _close_detour(self) -> None:
-        assert self._detour is not None
-        self._detour.run(self._detoured)
-
-    def _write(self, cursor: Cursor) -> None:
-        if not self._specs:
-            return
-        self._queue._write(self._specs, cursor)
-        written, self._specs = self._specs, []
-        if self._queue.hooks.post_create:
-            self._queue.hooks.added(TaskRef(self._queue, spec.id, created=True) for spec in written)
-
-    def _write_keyed(self, cursor: Cursor) -> None:
-        keyed, self._keyed = self._keyed, []
-        found = unique.add_many(cursor, [spec for spec, _ in keyed], notify_channel=self._queue.config.wake_channel)
-        for (_, ref), held in zip(keyed, found, strict=True):
-            ref.held = held
-        if self._queue.hooks.post_create:
-            self._queue.hooks.added(ref for _, ref in keyed if ref.created)
-
-    def _find_holders(self) -> None:
-        """Write what there is, because somebody asks for the id of a task with a unique key."""
-        if self._cursor is None or not self._is_open:
-            raise InvalidTask("the id of a task with a unique_key is known when its batch has been written")
-        with unique.atomically(self._cursor, in_transaction=True):
-            self._write(self._cursor)
-            self._write_keyed(self._cursor)
-
-
-class TaskRef:
-    """A task's id and its queue. Reading an attribute asks the database, in a transaction of its own.
-
-    Every reading attribute raises TaskNotFound when the task's row is gone.
-    """
-
-    def __init__(self, queue: Queue, task_id: str, *, created: bool) -> None:
-        self._queue = queue
-        self._id = task_id
-        self._created = created
-        self._may_be_uncommitted = False
-
-    @property
-    def id(self) -> str:
-        """The task's id."""
-        return self._id
-
-    @property
-    def created(self) -> bool:
-        """Whether the call that returned this ref made the task; False when another one had its unique key."""
-        return self._created
-
-    def __repr__(self) -> str:
-        return f"<TaskRef {self.id}>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TaskRef) and other.id == self.id
-
-    def __hash__(self) -> int:
-        return hash(self.id)
-
-    def row(self) -> TaskRow:
-        """Return the whole row, JSON as text."""
-        with self._queue.database.transaction() as cursor:
-            row = reads.get_task(cursor, self.id)
-        if row is None:
-            raise TaskNotFound(f"there is no task {self.id}")
-        return row
-
-    @property
-    def state(self) -> str:
-        """The state: waiting, enqueued, doing, done, failed, cancelled or stopped."""
-        return self.row().state
-
-    @property
-    def result(self) -> Any:
-        """What the function returned; None before the end, too. Tuples and sets come as lists."""
-        return codec.decode(self.row().result)
-
-    @property
-    def error(self) -> str | None:
-        """The last error as ``"Type: message"``, None without one."""
-        row = self.row()
-        return None if row.error_type is None else f"{row.error_type}: {row.error_message or ''}"
-
-    @property
-    def context(self) -> dict[str, Any]:
-        """The context as last written."""
-        context = codec.decode(self.row().context)
-        return context if isinstance(context, dict) else {}
-
-    def logs(self) -> list[LogRow]:
-        """Return the lines that were logged inside the task, in their order."""
-        with self._queue.database.transaction() as cursor:
-            return reads.task_logs(cursor, self.id)
-
-    def wait(self, timeout: float | None = None) -> Any:
-        """Wait until the task has ended, at most so many seconds, and return what its function returned.
-
-        Raises TaskFailed, TaskCancelled or TaskStopped for one that has not ended as *done*, with the stored error;
-        TimeoutError, which changes nothing about the task; TaskGone when its row vanishes meanwhile, and TaskNotFound
-        when there is none; NotCommitted at once when the transaction that adds it is still open.
-
-        It does not poll: the end is announced by the database. Any number of threads may wait; they share one
-        connection, apart from the pool. Inside a task it occupies the slot, and says in the log when there is none left
-        for the task that it waits for.
-        """
-        end = self._queue._control.wait(self.id, timeout, may_be_uncommitted=self._may_be_uncommitted)
-        return codec.decode(end.result)
-
-    def cancel(self) -> None:
-        """Call the task off: at once when it is pending, else as soon as it heeds.
-
-        A running one is asked to end: ``should_abort()`` turns true and a coroutine is cancelled. After
-        ``QUEUE_TIMEOUT_GRACE`` it is made to end, as one that has outlived its timeout is. It ends as *cancelled*, and
-        never runs again; if it returns before, it is *done*. Raises NotAllowed when it has ended already.
-        """
-        self._give(orders.CANCEL)
-
-    def stop(self) -> None:
-        """End the task: at once when it is pending, else as one that has outlived its timeout, without delay.
-
-        It ends as *stopped*, unless it returns before that. Raises NotAllowed when it has ended already.
-        """
-        self._give(orders.STOP)
-
-    def _give(self, order: Order) -> None:
-        if not self._queue._control.give(order, self.id):
-            allowed = ", ".join((*states.PENDING, states.DOING))
-            raise NotAllowed(f"task {self.id} is {self.state}: only one that is {allowed} can be {order.participle}")
-
-    def retry(self) -> None:
-        """Send the ended task round again.
-
-        Raises NotAllowed unless its state is final, and when another task has its unique key.
-        """
-        skipped = 0
-        for _ in range(RETRY_ATTEMPTS):
-            requeued, skipped = self._queue._requeue(Requeue(states=states.FINAL, ids=[self.id]))
-            if requeued:
-                return
-            if skipped or self.state not in states.FINAL:
-                break
-            # Somebody has its row: a worker that puts its children right lets go of it at once.
-            time.sleep(RETRY_INTERVAL)
-        if skipped:
-            with self._queue.database.transaction() as cursor:
-                rival = unique.rival_of(cursor, self.id) or "another task had its unique key"
-            raise NotAllowed(f"task {self.id} cannot be sent round again: {rival}")
-        state = self.state
-        if state in states.FINAL:
-            raise NotAllowed(f"task {self.id} is {state}, but somebody is just changing it or adding a child to it")
-        raise NotAllowed(
-            f"task {self.id} is {state}: only one that is {', '.join(states.FINAL)} can be sent round again"
-        )
-
-
-class _KeyedRef(TaskRef):
-    """The ref of a task with a unique key in a batch: which task it is turns out when it is written."""
-
-    def __init__(self, queue: Queue, find: Callable[[], None]) -> None:
-        super().__init__(queue, "", created=False)
-        self._find = find
-        self.held: unique.Held | None = None
-
-    @property
-    def id(self) -> str:
-        return self._found().id
-
-    @property
-    def created(self) -> bool:
-        return self._found().created
-
-    def _found(self) -> unique.Held:
-        if self.held is None:
-            self._find()
-        assert self.held is not None
-        return self.held
-
-    def __repr__(self) -> str:
-        return "<TaskRef in a batch>" if self.held is None else super().__repr__()
 
 
 def _orderable(
@@ -1172,23 +676,3 @@ def _states(what: str, value: str | Sequence[str], allowed: Sequence[str]) -> tu
     if not given or any(each not in allowed for each in given):
         raise ValueError(f"{what}={value!r}: must be of {', '.join(allowed)}")
     return given
-
-
-def _parents(given: object) -> tuple[str, ...]:
-    """Return the ids of the parents that are given: one, several, or none; each once."""
-    if given is None:
-        return ()
-    several = given if isinstance(given, list | tuple | set | frozenset) else [given]
-    try:
-        return tuple(dict.fromkeys(_checked_id(parent) for parent in several))
-    except ValueError as error:
-        raise InvalidTask(f"parent: {error}; give a ref, an id or a list of them") from None
-
-
-def _checked_id(value: object) -> str:
-    if isinstance(value, TaskRef):
-        return value.id
-    try:
-        return str(value if isinstance(value, UUID) else UUID(cast(str, value)))
-    except (ValueError, TypeError, AttributeError):
-        raise ValueError(f"{value!r} is not a task's id: a UUID is") from None

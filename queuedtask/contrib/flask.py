@@ -18,13 +18,15 @@ import click
 from flask import Flask, current_app, g, has_app_context
 from flask.cli import NoAppException, ScriptInfo, with_appcontext
 
+from queuedtask.adding import Batch
 from queuedtask.cli.main import main
 from queuedtask.config import Config
 from queuedtask.errors import ConfigError, QueuedTaskError
 from queuedtask.model.schedule import Declarations
 from queuedtask.model.task import TaskSpec
+from queuedtask.refs import TaskRef
 from queuedtask.run.hooks import H, Hooks, TaskView
-from queuedtask.taskqueue import Batch, Queue, TaskRef
+from queuedtask.taskqueue import Queue
 
 logger = logging.getLogger("queuedtask.flask")
 

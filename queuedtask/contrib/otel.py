@@ -21,9 +21,10 @@ from queuedtask.errors import Retry
 from queuedtask.model import codec
 from queuedtask.model.outcome import Outcome
 from queuedtask.model.task import Task
+from queuedtask.refs import TaskRef
 from queuedtask.run.attempt import Attempt, current_attempt
 from queuedtask.run.hooks import NewTask, Settled, TaskView
-from queuedtask.taskqueue import Queue, TaskRef
+from queuedtask.taskqueue import Queue
 
 SYSTEM: Final = "queuedtask"
 BEFORE: Final = "opentelemetry"

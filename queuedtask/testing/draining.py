@@ -22,11 +22,12 @@ from queuedtask.model import codec, outcome, states
 from queuedtask.model.outcome import Decision
 from queuedtask.model.rules import CurrentRules
 from queuedtask.model.task import Task
+from queuedtask.refs import TaskRef
 from queuedtask.run.attempt import Attempt, current_attempt
 from queuedtask.run.executor import execute, judge
 from queuedtask.run.logs import capture_logs
 from queuedtask.run.resolver import Resolver
-from queuedtask.taskqueue import Queue, TaskRef
+from queuedtask.taskqueue import Queue
 from queuedtask.worker.claims import Claims
 from queuedtask.worker.settling import Settlements, Settling, log_lines
 from queuedtask.worker.sql import EndedByUs, TaskConnections

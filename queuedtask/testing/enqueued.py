@@ -9,7 +9,8 @@ from queuedtask.db.callers import cursor_on
 from queuedtask.db.reads import TaskRow
 from queuedtask.errors import UnknownFunction
 from queuedtask.model import codec, functions, options, states
-from queuedtask.taskqueue import Queue, TaskRef
+from queuedtask.refs import TaskRef
+from queuedtask.taskqueue import Queue
 
 SHOWN: Final = 10
 """So many tasks are listed when the one is not there that should be."""

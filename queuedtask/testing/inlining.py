@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
+from queuedtask.adding import TaskAdder
 from queuedtask.db.callers import NestedTransaction, is_inside_atomic
 from queuedtask.db.reads import LogRow, TaskRow
 from queuedtask.db.statement import Cursor
@@ -28,11 +29,12 @@ from queuedtask.errors import (
 from queuedtask.model import codec, options, outcome, states
 from queuedtask.model.outcome import Decision, Outcome
 from queuedtask.model.task import Task, TaskSpec
+from queuedtask.refs import TaskRef
 from queuedtask.run.attempt import Attempt, current_attempt
 from queuedtask.run.executor import execute, judge
 from queuedtask.run.logs import Line, capture_logs
 from queuedtask.run.resolver import Resolver
-from queuedtask.taskqueue import Queue, TaskAdder, TaskRef
+from queuedtask.taskqueue import Queue
 from queuedtask.testing.draining import Ran
 from queuedtask.worker.sql import EndedByUs, TaskConnections
 

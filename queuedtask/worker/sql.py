@@ -23,9 +23,10 @@ from queuedtask.db.store import Ending
 from queuedtask.errors import DatabaseUnavailable, LeaseLost, NotAllowed
 from queuedtask.model import outcome, states
 from queuedtask.model.outcome import Decision, Outcome
+from queuedtask.refs import TaskRef
 from queuedtask.run import track
 from queuedtask.run.attempt import Attempt
-from queuedtask.taskqueue import Queue, TaskRef
+from queuedtask.taskqueue import Queue
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -25,7 +25,7 @@ from queuedtask.contrib.django.models import Task, TaskAttempt, TaskLog, Worker
 from queuedtask.db import reads
 from queuedtask.errors import NotAllowed, TaskNotFound
 from queuedtask.model import states
-from queuedtask.taskqueue import TaskRef
+from queuedtask.refs import TaskRef
 
 if TYPE_CHECKING:
     _Paginator = Paginator[Any]
