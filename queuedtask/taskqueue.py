@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
@@ -86,6 +86,23 @@ class Queue:
         self.database = self._open(engine)
         self._control = Control(self.database)
         self._health = HealthCheck(self.database.apart)
+
+    @contextmanager
+    def _moved_to(self, database_url: str) -> Iterator[None]:
+        """Work on another database while the block runs: on a test's."""
+        before = {name: getattr(self, name) for name in ("config", "database", "_control", "_health")}
+        config = Config.resolve(self.config, arguments={"database_url": database_url}, environ={})
+        config.listen_url = None
+        self._work_on(config)
+        try:
+            yield
+        finally:
+            self.close()
+            vars(self).update(before)
+
+    def _itself(self) -> "Queue":
+        """Return the queue that works; where one stands for those of several applications, the current one's."""
+        return self
 
     def _open(self, engine: Engine | None) -> Database:
         return Database(self.config, engine)

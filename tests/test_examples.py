@@ -421,20 +421,25 @@ def test_triggers(queue: Queue, database_url: str, monkeypatch: pytest.MonkeyPat
     assert sorted(ref.result for ref in queue.find(name="shop.send_receipt")) == ["receipt-3.pdf", "receipt-4.pdf"]
 
 
-def test_the_tests_of_the_shop(bin_dir: Path | None) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path])}
+@pytest.mark.parametrize(
+    ("directory", "file", "passed"),
+    [(".", "test_shop.py", 4), ("flask_shop", "test_orders.py", 3)],
+    ids=["shop", "Flask shop"],
+)
+def test_the_tests_of_an_example(directory: str, file: str, passed: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES / directory), *sys.path])}
     environment.pop("PYTEST_ADDOPTS", None)
     options = ["-q", "-p", "queuedtask.testing.plugin", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir=."]
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "test_shop.py"],
-        cwd=EXAMPLES,
+        [sys.executable, "-m", "pytest", *options, file],
+        cwd=EXAMPLES / directory,
         env=environment,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert (ended.returncode, "4 passed" in ended.stdout) == (0, True), ended.stdout
+    assert (ended.returncode, f"{passed} passed" in ended.stdout) == (0, True), ended.stdout
 
 
 def test_the_queries_that_people_have_run_as_they_stand(queue: Queue, database_url: str) -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Final, Protocol, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -18,7 +18,7 @@ import click
 from flask import Flask, current_app, g, has_app_context
 from flask.cli import NoAppException, ScriptInfo, with_appcontext
 
-from queuedtask.adding import Batch
+from queuedtask.adding import Batch, Detour
 from queuedtask.cli.main import main
 from queuedtask.config import Config
 from queuedtask.errors import ConfigError, QueuedTaskError
@@ -68,11 +68,14 @@ class QueuedTask(Queue):
     # What an instance has by itself; all else that a Queue has is looked up in the application's one.
     _count = 0
     _only: "ref[FlaskQueue] | None" = None
+    _moved: tuple[ExitStack, str] | None = None
     home: "FlaskQueue | None" = None
     """The queue of the application that this process works for, if it is a worker's."""
 
     def __init__(self, app: Flask | None = None, *, db: HasSession | None = None) -> None:
         self._db = db
+        self._queues: WeakSet[FlaskQueue] = WeakSet()
+        self._detour: Detour | None = None
         self._defaults = Config()
         self._known = WeakKeyDictionary()
         self.declarations = Declarations()
@@ -94,8 +97,12 @@ class QueuedTask(Queue):
         queue = FlaskQueue(self, app, self._db if db is None else db, _config_of(app, self._defaults))
         app.extensions[NAME] = queue
         app.cli.add_command(command)
+        self._queues.add(queue)
         self._count += 1
         self._only = ref(queue)
+        if self._moved is not None:
+            moved, url = self._moved
+            moved.enter_context(queue._moved_to(url))
 
     @property
     def queue(self) -> "FlaskQueue":
@@ -139,6 +146,25 @@ class QueuedTask(Queue):
 
     def _add(self, spec: TaskSpec, connection: object) -> TaskRef:
         return self.queue._add(spec, connection)
+
+    def _itself(self) -> Queue:
+        return self.queue
+
+    @contextmanager
+    def _moved_to(self, database_url: str) -> Iterator[None]:
+        """Have all applications work on another database, those that are given in the block as well, and forget these.
+
+        So a test that makes an application has one, whatever other tests have made.
+        """
+        before = self._moved, self._count, self._only
+        try:
+            with ExitStack() as moved:
+                for queue in list(self._queues):
+                    moved.enter_context(queue._moved_to(database_url))
+                self._moved = moved, database_url
+                yield
+        finally:
+            self._moved, self._count, self._only = before
 
     def _in_context(self, task: TaskView) -> Iterator[None]:
         # For a worker that was given this object itself.
@@ -188,6 +214,14 @@ class FlaskQueue(Queue):
         is_here = self._db is not None and has_app_context() and _this_app() is self.app
         return self._db.session if is_here and self._db is not None else None
 
+    @property
+    def _detour(self) -> Detour | None:
+        return self._own_detour or self.extension._detour
+
+    @_detour.setter
+    def _detour(self, detour: Detour | None) -> None:
+        self._own_detour = detour
+
     def _add(self, spec: TaskSpec, connection: object) -> TaskRef:
         task = super()._add(spec, connection)
         self._note_added(connection)
@@ -195,7 +229,7 @@ class FlaskQueue(Queue):
 
     def _note_added(self, connection: object) -> None:
         """Remember in which transaction of the session something was added."""
-        if connection is not None and self._db is not None:
+        if connection is not None and self._db is not None and self._detour is None:
             is_the_session = connection is self._db.session
             if is_the_session:
                 session = self._db.session()

@@ -81,6 +81,7 @@ def drain(
     Timeouts do not interrupt anything, and ``isolation="process"`` makes no process. Raises RuntimeError after so many
     attempts as ``limit`` says: a task may be adding itself again; None is for no limit.
     """
+    queue = queue._itself()
     if connection is None:
         connection = queue._default_connection()
     if connection is not None and not is_in_transaction(connection):

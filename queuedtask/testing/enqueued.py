@@ -39,6 +39,7 @@ def assert_enqueued(
     The message lists what is there, the most similar first.
     """
     wanted = _Wanted(function, args, kwargs, having)
+    queue = queue._itself()
     rows = _unfinished(queue, connection)
     if found := [row for row in rows if wanted.misses(row) == []]:
         return [TaskRef(queue, row.id, created=False) for row in found]

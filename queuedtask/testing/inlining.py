@@ -191,12 +191,14 @@ class _Inline:
     """Runs what is added to one Queue. ``raised``: which exceptions go to the caller."""
 
     def __init__(self, queue: Queue, *, raised: str) -> None:
-        self._queue = queue
-        self._config = queue.config
+        self._given = queue
         self._raised = raised
-        self._resolve = Resolver(queue.config)
         self._records: dict[str, _Record] = {}
         self.ran: list[Ran] = []
+
+    @property
+    def _queue(self) -> Queue:
+        return self._given._itself()
 
     # --------------------------------------------------------------------------------------------------- as the detour
 
@@ -278,22 +280,23 @@ class _Inline:
         record.state = states.DOING
         record.attempt += 1
         task = record.task()
-        connections = _ConnectionsBesideNoTask(self._queue, self._records)
-        attempt = Attempt(task, lambda: self._keep(record, attempt), None, self._config.task_timeout, connections)
+        queue, config = self._queue, self._queue.config
+        connections = _ConnectionsBesideNoTask(queue, self._records)
+        attempt = Attempt(task, lambda: self._keep(record, attempt), None, config.task_timeout, connections)
         errors: list[BaseException] = []
         attempt.on_error = errors.append
         record.started = datetime.now(UTC)
-        with capture_logs(self._config.log_level, current_attempt):
+        with capture_logs(config.log_level, current_attempt):
             ended = execute(
                 attempt,
-                self._resolve,
-                default_timeout=self._config.task_timeout,
+                Resolver(config),
+                default_timeout=config.task_timeout,
                 on_begin=lambda attempt: None,
-                hooks=self._queue.hooks,
-                judge=partial(judge, self._config),
+                hooks=queue.hooks,
+                judge=partial(judge, config),
             )
         self._keep(record, attempt, also_deferred=True)
-        decision = judge(self._config, attempt, ended)
+        decision = judge(config, attempt, ended)
         record.outcome = ended
         if decision.edge.target in states.FINAL:
             record.end(decision.edge.target, ended)
@@ -301,7 +304,7 @@ class _Inline:
             record.state = decision.edge.target
         error = errors[-1] if errors else None
         context = codec.decode(record.context)
-        ref = _Ref(self._queue, record, created=True)
+        ref = _Ref(queue, record, created=True)
         result = codec.decode(ended.result)
         self.ran.append(
             Ran(ref, task.name, task.attempt, record.state, result, error, context if isinstance(context, dict) else {})

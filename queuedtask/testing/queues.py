@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from queuedtask.config import Config
 from queuedtask.db import travel as times
 from queuedtask.db.callers import cursor_on
 from queuedtask.model import options
@@ -16,17 +15,11 @@ def queue_on(queue: Queue, url: str) -> Iterator[Queue]:
     """Put a Queue of the application on another database while the block runs; the same object, for all threads.
 
     All that uses it works there: what modules have imported, ``.delay()`` of its functions, its hooks and schedules, a
-    worker that is started in the block. Settings that are assigned in the block hold in it only.
+    worker that is started in the block. Settings that are assigned in the block hold in it only. Of Flask's extension
+    all applications are put there, those that it gets in the block as well; it forgets these after it.
     """
-    before = {name: getattr(queue, name) for name in ("config", "database", "_control", "_health")}
-    config = Config.resolve(queue.config, arguments={"database_url": url}, environ={})
-    config.listen_url = None
-    queue._work_on(config)
-    try:
+    with queue._moved_to(url):
         yield queue
-    finally:
-        queue.close()
-        vars(queue).update(before)
 
 
 def travel(queue: Queue, seconds: float | timedelta, connection: object = None) -> None:

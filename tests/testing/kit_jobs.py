@@ -145,3 +145,9 @@ def log_in_thread() -> None:
     thread = threading.Thread(target=joined.run, args=(set_context, "thread", 1))
     thread.start()
     thread.join()
+
+
+def name_of_the_application() -> str:
+    from flask import current_app
+
+    return current_app.name
