@@ -7,7 +7,6 @@ recorded. What goes into the row's ``meta`` is what the propagator writes, ``tra
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
-from weakref import WeakSet
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -34,8 +33,6 @@ SCHEDULED: Final = "trace_root"
 FLUSH_LIMIT: Final = 2000
 """Milliseconds that a process which runs one task alone takes to hand its spans over; it may be killed at any time."""
 
-_queues: WeakSet[Queue] = WeakSet()
-
 
 def instrument(queue: Queue, tracer_provider: TracerProvider | None = None, *, new_traces: bool = False) -> None:
     """Make spans round adding a queue's tasks and round each attempt. Raises ValueError for a second call.
@@ -47,9 +44,8 @@ def instrument(queue: Queue, tracer_provider: TracerProvider | None = None, *, n
     linked to that span. So it does for the task of a schedule. An attempt after the first one is linked to the one
     before.
     """
-    if queue in _queues:
+    if queue.hooks.settler(_Spans) is not None:
         raise ValueError("instrument(): this queue has its spans already")
-    _queues.add(queue)
     tracer = trace.get_tracer("queuedtask", __version__, tracer_provider)
     spans = _Spans(tracer, tracer_provider, new_traces=new_traces)
     queue.hooks.add("around_create", spans.create)

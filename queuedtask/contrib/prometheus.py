@@ -17,7 +17,6 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
-from weakref import WeakKeyDictionary
 
 import prometheus_client
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest, values
@@ -114,7 +113,6 @@ class PrometheusMetrics:
                 run.observe(seconds)
 
 
-_registered: WeakKeyDictionary[Queue, PrometheusMetrics] = WeakKeyDictionary()
 _default: list[PrometheusMetrics] = []
 
 
@@ -125,13 +123,12 @@ def register(queue: Queue, metrics: PrometheusMetrics | None = None) -> Promethe
     this process in prometheus-client's default registry. Raises ValueError for a second call with one queue, and when
     ``PROMETHEUS_MULTIPROC_DIR`` is set and is no directory.
     """
-    if queue in _registered:
+    if queue.hooks.settler(PrometheusMetrics) is not None:
         raise ValueError("register(): this queue has its metrics for Prometheus already")
     if metrics is None:
         if not _default:
             _default.append(PrometheusMetrics())
         metrics = _default[0]
-    _registered[queue] = metrics
     queue.hooks.add("on_settle", metrics.observe)
     return metrics
 
@@ -147,7 +144,7 @@ def exposition(queue: Queue) -> bytes:
     if _keeps_files():
         MultiProcessCollector(gauges)  # type: ignore[no-untyped-call]
         return generate_latest(gauges)
-    metrics = _registered.get(queue)
+    metrics = queue.hooks.settler(PrometheusMetrics)
     return generate_latest(gauges) + (b"" if metrics is None else generate_latest(metrics.registry))
 
 

@@ -6,7 +6,6 @@ Needs the extra ``sentry`` and a ``sentry_sdk.init(…)`` of your application's,
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
 
 import sentry_sdk
 from sentry_sdk.utils import event_from_exception
@@ -31,8 +30,6 @@ FLUSH_LIMIT: Final = 2.0
 _MECHANISM: Final = {"type": "queuedtask", "handled": False}
 _STATUS: Final = {"done": "ok", "retried": "internal_error", "failed": "internal_error"}
 
-_queues: WeakSet[Queue] = WeakSet()
-
 
 def register(queue: Queue, *, capture_retries: bool = False, send_arguments: bool = False) -> None:
     """Report a queue's tasks to Sentry. Raises ValueError for a second call.
@@ -43,9 +40,8 @@ def register(queue: Queue, *, capture_retries: bool = False, send_arguments: boo
     again. ``Retry`` and ``Cancel`` are not errors, except a ``Retry`` for which no retry is left. With
     ``send_arguments`` events show what the task was called with.
     """
-    if queue in _queues:
+    if queue.hooks.settler(_Reports) is not None:
         raise ValueError("register(): this queue reports to Sentry already")
-    _queues.add(queue)
     reports = _Reports(capture_retries, send_arguments)
     queue.hooks.add("around_create", reports.create)
     queue.hooks.add("around_run", reports.run)

@@ -30,6 +30,7 @@ logger = logging.getLogger("queuedtask.hooks")
 
 Hook = Callable[..., Any]
 H = TypeVar("H", bound=Hook)
+T = TypeVar("T")
 
 MAX_META: Final = 64 * 1024
 """Bytes that hooks may add to the meta of a schedule's task."""
@@ -128,6 +129,11 @@ class Hooks:
         with self.creating(NewTask(spec.id, called, given, max_payload=MAX_META, is_scheduled=True)):
             pass
         return spec._replace(meta=given.get("meta"))
+
+    def settler(self, kind: type[T]) -> T | None:
+        """Return the object of a class that is told of what is settled, if there is one, as integrations are."""
+        owners = (getattr(hook, "__self__", None) for hook in self.settle)
+        return next((owner for owner in owners if isinstance(owner, kind)), None)
 
     def settled(self, settled: "Sequence[Settled]") -> None:
         """Call the settle hooks; what they raise is logged."""

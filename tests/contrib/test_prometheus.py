@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
 from helpers import execute, wait_until
 from queuedtask import Queue, TaskRef
 from queuedtask.contrib import prometheus
+from queuedtask.contrib.flask import QueuedTask
 from queuedtask.contrib.prometheus import OTHER, PrometheusMetrics, exposition, register
 from queuedtask.model import outcome, states
 from queuedtask.model.outcome import Decision, Outcome
@@ -235,6 +237,19 @@ def test_a_queue_is_registered_once_and_two_may_share(queue: Queue, database_url
     with pytest.raises(ValueError, match="has its metrics"):
         register(queue)
     assert register(Queue(database_url)) is metrics
+
+
+def test_the_metrics_of_flask_s_extension_are_those_of_its_applications(database_url: str) -> None:
+    extension, app = QueuedTask(), Flask("shop")
+    metrics = register(extension, PrometheusMetrics(CollectorRegistry()))
+    app.config["QUEUE_DATABASE_URL"] = database_url
+    extension.init_app(app)
+    own = app.extensions["queuedtask"]
+    metrics.observe([settled("n")])
+    assert attempts_of(parsed(exposition(own))) == {("default", "n", "done"): 1}
+    with pytest.raises(ValueError, match="has its metrics"):
+        register(own)
+    own.close()
 
 
 def test_buckets_are_the_application_s_to_choose(queue: Queue) -> None:
