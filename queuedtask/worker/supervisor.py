@@ -42,6 +42,7 @@ class Supervisor:
         self._exit_code = 0
         self._stopping_since: float | None = None
         self._signals: list[int] = []
+        self._is_told_to_end = False
         self._turned_at = time.monotonic()
         self._lenient_until = 0.0
         self._workers = workers
@@ -54,8 +55,8 @@ class Supervisor:
             while not self._is_finished():
                 self._turn()
                 self._wait()
-        for crew in self._crews:
-            crew.close()
+            for crew in self._crews:
+                crew.close()
         logger.info("the supervisor has ended")
         return self._exit_code
 
@@ -139,13 +140,16 @@ class Supervisor:
         finally:
             signal.set_wakeup_fd(descriptor)
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # Whoever told it to end may say so once more: the exit code is to tell that it has ended in order.
+                is_over = self._is_told_to_end and number != signal.SIGCHLD
+                signal.signal(number, signal.SIG_IGN if is_over else handler)
 
     def _obey_signals(self) -> None:
         is_stopping = self._stopping_since is not None
         while self._signals:
             number = self._signals.pop(0)
             if number in (signal.SIGTERM, signal.SIGINT):
+                self._is_told_to_end = True
                 logger.info("stopping%s", " at once" if is_stopping else "")
                 self._stop(at_once=is_stopping)
                 is_stopping = True
