@@ -213,9 +213,20 @@ class Database:
         return _detached(self.engine)
 
     def connect_to_listen(self) -> psycopg2.extensions.connection:
-        """Open a connection for LISTEN: direct, where a pooler stands before the database (QUEUE_LISTEN_URL)."""
+        """Open a connection for LISTEN: direct, where a pooler stands before the database (QUEUE_LISTEN_URL).
+
+        Raises DatabaseUnavailable for a connection that nothing may be heard on, too: one through a pooler, unless it
+        is named in that setting.
+        """
         if self.config.listen_url is None:
-            return self.connect()
+            connection = self.connect()
+            if _is_pooled(connection):
+                connection.close()
+                raise DatabaseUnavailable(
+                    "there is a pooler between here and the server, such as PgBouncer, which passes on no "
+                    "notifications: give QUEUE_LISTEN_URL a direct connection"
+                )
+            return connection
         engine = self._engine_for(self.config.listen_url)
         try:
             return _detached(engine)
@@ -342,6 +353,13 @@ def _detached(engine: Engine) -> psycopg2.extensions.connection:
     connection = cast(psycopg2.extensions.connection, proxied.dbapi_connection)
     connection.autocommit = True
     return connection
+
+
+def _is_pooled(connection: psycopg2.extensions.connection) -> bool:
+    """Tell whether somebody else answers in the server's place: he makes up what clients cancel statements with."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone() != (connection.info.backend_pid,)
 
 
 def unavailable(error: Exception) -> DatabaseUnavailable:
