@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import text
 
 from helpers import execute
 from queuedtask.contrib.flask import NoApplication, QueuedTask
@@ -116,3 +118,18 @@ def test_inline_on_one_application_s_queue_leaves_the_others_alone(extension: Qu
         there.extensions["queuedtask"].add_task(jobs.note, "there")
     assert (jobs.seen, len(ran), count(database_url)) == (["here"], 1, 1)
     there.extensions["queuedtask"].close()
+
+
+def test_inline_leaves_no_worry_about_a_session_that_nobody_commits(caplog: pytest.LogCaptureFixture) -> None:
+    db = SQLAlchemy()
+    extension = QueuedTask(db=db)
+    app = Flask("shop")
+    app.config.from_mapping(QUEUE_DATABASE_URL=NOWHERE, SQLALCHEMY_DATABASE_URI="sqlite://")
+    db.init_app(app)
+    extension.init_app(app)
+    with inline(extension) as ran, app.app_context():
+        db.session.execute(text("SELECT 1"))  # in a transaction, as a view is that has looked something up
+        extension.add_task(jobs.note, "one")
+        with extension.batch() as batch:
+            batch.add_task(jobs.note, "two")
+    assert ([each.result for each in ran], caplog.text) == (["one", "two"], "")
