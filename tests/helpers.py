@@ -4,7 +4,8 @@
 """
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -20,6 +21,7 @@ __all__ = [
     "fresh_database",
     "has_begun",
     "raw_connection",
+    "send_all",
     "somebody_waits_for_a_lock",
     "wait_until",
 ]
@@ -29,6 +31,13 @@ def has_begun(ref: Any) -> bool:
     """Tell whether a task's own code runs, as its row shows half a second later; *doing* is also what is claimed."""
     row = ref.row()
     return row.state == "doing" and row.date_started is not None
+
+
+def send_all(pids: Iterable[int], number: int) -> None:
+    """Send a signal to processes; those that have ended meanwhile, as a closed connection's does, are passed over."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def raw_connection(url: str, *, autocommit: bool = True) -> Any:

@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 from sqlalchemy import create_engine
 
-from helpers import apply_migrations, execute, has_begun, raw_connection, wait_until
+from helpers import apply_migrations, execute, has_begun, raw_connection, send_all, wait_until
 from queuedtask import Config, Queue
 from queuedtask.db import migrate
 from queuedtask.db.embedded import EmbeddedServer
@@ -212,8 +212,7 @@ def test_a_server_that_does_not_answer_is_found_out_in_time(
 ) -> None:
     says(private_queue, None, "healthy", workers=1)
     pids = processes_of(private_server)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    send_all(pids, signal.SIGSTOP)
     try:
         threads = threading.active_count()
         for _ in range(3):
@@ -223,8 +222,7 @@ def test_a_server_that_does_not_answer_is_found_out_in_time(
             assert (found["reason"], found["error"]) == ("database_unreachable", "no answer within 0.5 s")
         assert threading.active_count() <= threads + 1  # the later ones wait for the first one's answer
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        send_all(pids, signal.SIGCONT)
     wait_until(lambda: private_queue.health()["status"] == "healthy", 10)
 
 

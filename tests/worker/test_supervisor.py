@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import apply_migrations, execute, has_begun, wait_until
+from helpers import apply_migrations, execute, has_begun, send_all, wait_until
 from queuedtask import Queue, TaskRef
 from queuedtask.db.embedded import EmbeddedServer
 
@@ -413,12 +413,10 @@ def backends(url: str, where: str = "") -> list[int]:
 def stop_when_idle(url: str, number: int) -> list[int]:
     """Stop so many backends while they hold nothing that others wait for; none when they are busy."""
     found = backends(url, "AND state = 'idle'")
-    for pid in found:
-        os.kill(pid, signal.SIGSTOP)
+    send_all(found, signal.SIGSTOP)
     if len(found) == number and sorted(backends(url, "AND state = 'idle'")) == sorted(found):
         return found
-    for pid in found:
-        os.kill(pid, signal.SIGCONT)
+    send_all(found, signal.SIGCONT)
     return []
 
 
@@ -432,8 +430,7 @@ def test_a_server_that_stops_answering_is_hung_up_on(own_queue: Queue, own_serve
             wait_until(lambda: ref.state == "done", 40)
             assert worker.said("hanging up")
         finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
+            send_all(stopped, signal.SIGCONT)
         assert worker.stop() == 0
 
 
