@@ -1744,17 +1744,25 @@ SELECT clock_timestamp() AS clock_timestamp_1, (
     FROM queued_task_channels
     WHERE queued_task_channels.name = '*'
     AND queued_task_channels.is_paused
-) AS anon_2, pg_relation_size('queued_tasks') / CAST(current_setting('block_size') AS BIGINT) AS anon_3;
+) AS anon_2, coalesce(pg_relation_size(to_regclass('queued_tasks')), 0) / CAST(current_setting('block_size')
+    AS BIGINT) AS anon_3, (coalesce(pg_relation_size(to_regclass('queued_tasks_claim_default')), 0) +
+    coalesce(pg_relation_size(to_regclass('queued_tasks_claim_channel')), 0) +
+    coalesce(pg_relation_size(to_regclass('queued_tasks_claim_keyed')), 0) +
+    coalesce(pg_relation_size(to_regclass('queued_tasks_releasable')), 0) +
+    coalesce(pg_relation_size(to_regclass('queued_tasks_with_parents')), 0)) /
+    CAST(current_setting('block_size') AS BIGINT) AS anon_4,
+    coalesce(pg_relation_size(to_regclass('queued_tasks_failed')), 0) / CAST(current_setting('block_size') AS
+    BIGINT) AS anon_5;
 
 -- measure_durations
 SELECT grouping(each.channel, each.name) AS grouping_1, coalesce(each.channel, each.name) AS coalesce_1,
     CAST(coalesce(sum(each.number), 0) AS DOUBLE PRECISION) AS coalesce_2, CAST(coalesce(sum(each.seconds), 0)
     AS DOUBLE PRECISION) AS coalesce_3
 FROM (
-    SELECT took.channel AS channel, took.name AS name, count(*) AS number, sum(took.seconds) AS seconds
+    SELECT took.channel AS channel, took.name AS name, count(*) AS number, CAST(EXTRACT(epoch FROM
+        sum(took.time)) AS DOUBLE PRECISION) AS seconds
     FROM (
-        SELECT newest.channel AS channel, newest.name AS name, CAST(EXTRACT(epoch FROM newest.date_done -
-            newest.date_started) AS DOUBLE PRECISION) AS seconds
+        SELECT newest.channel AS channel, newest.name AS name, newest.date_done - newest.date_started AS time
         FROM (
             SELECT queued_tasks.channel AS channel, queued_tasks.name AS name, queued_tasks.state AS state,
                 queued_tasks.date_started AS date_started, queued_tasks.date_done AS date_done
@@ -1932,14 +1940,17 @@ SELECT grouping(each.channel, each.name) AS grouping_1, coalesce(each.channel, e
     0) AS DOUBLE PRECISION) AS coalesce_3, CAST(coalesce(sum(each.failed), 0) AS DOUBLE PRECISION) AS
     coalesce_4, max(each.oldest) AS max_1
 FROM (
-    SELECT sampled.channel AS channel, sampled.name AS name, count(*) FILTER (WHERE sampled.state IN
-        ('waiting', 'enqueued')) AS pending, count(*) FILTER (WHERE sampled.state IN ('doing')) AS running,
-        count(*) FILTER (WHERE sampled.state IN ('failed') AND sampled.date_done >= (
-        SELECT date_trunc('day', now(), 'UTC') AS date_trunc_1
-    )) AS failed, CAST(EXTRACT(epoch FROM clock_timestamp() - (min(sampled.date_enqueued) FILTER (WHERE
-        sampled.state IN ('enqueued')))) AS DOUBLE PRECISION) AS oldest
+    SELECT sampled.channel AS channel, sampled.name AS name, CASE WHEN (sampled.state IN ('waiting',
+        'enqueued')) THEN count(*) ELSE 0 END AS pending, CASE WHEN (sampled.state IN ('doing')) THEN count(*)
+        ELSE 0 END AS running, CASE WHEN (sampled.state IN ('failed')) THEN count(*) ELSE 0 END AS failed,
+        CASE WHEN (sampled.state IN ('enqueued')) THEN CAST(EXTRACT(epoch FROM clock_timestamp() -
+        min(sampled.date_enqueued)) AS DOUBLE PRECISION) END AS oldest
     FROM queued_tasks AS sampled TABLESAMPLE system(CAST(%(percent)s AS REAL)) REPEATABLE (0)
-    GROUP BY sampled.channel, sampled.name
+    WHERE sampled.state IN ('waiting', 'enqueued', 'doing') OR sampled.state IN ('failed')
+    AND sampled.date_done >= (
+        SELECT date_trunc('day', now(), 'UTC') AS date_trunc_1
+    )
+    GROUP BY sampled.channel, sampled.name, sampled.state
 ) AS each
 GROUP BY GROUPING SETS((), (each.channel), (each.name))
 ORDER BY grouping(each.channel, each.name) = 3 DESC, CAST(coalesce(sum(each.pending), 0) AS DOUBLE PRECISION)

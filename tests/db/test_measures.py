@@ -271,3 +271,12 @@ def test_plans_go_along_indexes_and_few_rows_are_read(database_url: str, cursor:
     found = measures.read_metrics(cursor, LIMITS)
     assert found.failed_tasks_today == (60_000 if shape == "all failed" else 0)
     assert rows_read(cursor) <= NEWEST + 100 + found.failed_tasks_today + (NEWEST if shape == "all failed" else 0)
+
+
+def test_no_sample_is_read_where_few_tasks_can_be_pending(database_url: str, cursor: Any) -> None:
+    add(database_url, "done", 200_000)  # a table large enough to be sampled
+    add(database_url, "enqueued", 30, first=200_000)
+    add(database_url, "failed", 20, first=300_000)
+    found = measures.read_metrics(cursor, LIMITS)
+    assert (found.pending_tasks, found.failed_tasks_today, found.estimated) == (30, 20, frozenset())
+    assert rows_read(cursor) <= NEWEST + 100
