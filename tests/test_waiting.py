@@ -293,8 +293,8 @@ def test_the_connection_is_kept_for_the_next_wait_and_closed_with_the_queue(queu
 def test_the_connection_is_closed_some_time_after_the_last_wait(
     queue: Queue, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LINGER", "CHECK_INTERVAL"):
-        monkeypatch.setattr(f"queuedtask.db.announcements.{name}", 0.2)
+    for name in ("announcements.LINGER", "listening.CHECK_INTERVAL"):
+        monkeypatch.setattr(f"queuedtask.db.{name}", 0.2)
     with pytest.raises(TimeoutError):
         queue.add_task("a:b").wait(0.3)
     wait_until(lambda: not listeners(database_url))

@@ -17,8 +17,8 @@ from typing import Final
 
 import psycopg2
 import psycopg2.extensions
-from psycopg2 import sql
 
+from queuedtask.db.listening import Listener
 from queuedtask.db.moves import DONE_CHANNEL
 from queuedtask.errors import DatabaseUnavailable
 
@@ -26,19 +26,15 @@ logger = logging.getLogger("queuedtask.database")
 
 LINGER: Final = 10.0
 """Seconds that the connection is kept for the next one who waits."""
-CHECK_INTERVAL: Final = 10.0
-"""Seconds between two looks whether there is still a server behind the connection."""
 FIRST_DELAY: Final = 0.2
 LONGEST_DELAY: Final = 15.0
 NEVER: Final = float("inf")
-
-Connection = psycopg2.extensions.connection
 
 
 class Announcements:
     """What one process hears. ``connect`` opens a connection for LISTEN. Safe from any thread, and after a fork."""
 
-    def __init__(self, connect: Callable[[], Connection]) -> None:
+    def __init__(self, connect: Callable[[], psycopg2.extensions.connection]) -> None:
         self._connect = connect
         self._begin_anew()
 
@@ -96,25 +92,20 @@ class Announcements:
         delay = FIRST_DELAY
         while True:
             try:
-                connection = self._connect()
+                listener = Listener(self._connect(), DONE_CHANNEL)
                 try:
-                    self._listen(connection)
                     delay = FIRST_DELAY
                     self._say_that_it_listens(True)
-                    if self._hear(connection, waker):
+                    if self._hear(listener, waker):
                         return
                 finally:
-                    connection.close()
+                    listener.close()
             except (DatabaseUnavailable, psycopg2.Error) as error:
                 logger.debug("LISTEN was lost: %s", error)
             self._say_that_it_listens(False)
             if self._is_over(waker, after=delay):
                 return
             delay = min(LONGEST_DELAY, delay * 2)
-
-    def _listen(self, connection: Connection) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(DONE_CHANNEL)))
 
     def _say_that_it_listens(self, is_listening: bool) -> None:
         self.is_listening = is_listening
@@ -125,29 +116,19 @@ class Announcements:
         for signal in signals:
             signal.set()
 
-    def _hear(self, connection: Connection, waker: int) -> bool:
+    def _hear(self, listener: Listener, waker: int) -> bool:
         """Pass on what is announced until nobody wants to hear it; raises when the connection is lost."""
         poll = select.poll()
-        poll.register(connection.fileno(), select.POLLIN)
+        poll.register(listener.fileno(), select.POLLIN)
         poll.register(waker, select.POLLIN)
-        check_at = time.monotonic() + CHECK_INTERVAL
         while True:
-            connection.poll()
-            if connection.closed:
-                raise psycopg2.OperationalError("the listening connection was closed")
-            # Announcements may have come with the reply to another statement, and stand in the connection already.
-            while connection.notifies:
-                self._pass_on(connection.notifies.pop(0).payload)
+            for task_id in listener.received():
+                self._pass_on(task_id)
             now = time.monotonic()
-            if now >= check_at:
-                # A server that was stopped or cut off says nothing at all; this asks it for an answer.
-                self._listen(connection)
-                check_at = now + CHECK_INTERVAL
-                continue
             end_at = NEVER if self._expected else self._left_at + LINGER
             if (now >= end_at or self._is_closed) and self._is_over(waker):
                 return True
-            wakes_at = min(check_at, end_at)
+            wakes_at = min(listener.check_at, end_at)
             poll.poll(max(0.0, wakes_at - now) * 1000 + 1)
             _drain(waker)
 

@@ -13,10 +13,10 @@ from typing import Final, cast
 
 import psycopg2
 import psycopg2.extensions
-from psycopg2 import sql
 
 from queuedtask.config import Config
 from queuedtask.db.connections import Database, is_transient
+from queuedtask.db.listening import Listener
 from queuedtask.db.statement import Cursor
 from queuedtask.errors import DatabaseUnavailable
 from queuedtask.worker.watchdog import Watchdog
@@ -27,8 +27,6 @@ FIRST_DELAY: Final = 0.2
 LONGEST_DELAY: Final = 15.0
 LONGEST_DEADLINE: Final = 10.0
 """Seconds that the server has to answer a statement, unless the lease is so short that it has less."""
-LISTEN_CHECK_INTERVAL: Final = 10.0
-"""Seconds between two looks whether the listening connection still has a server behind it."""
 
 Connection = psycopg2.extensions.connection
 
@@ -61,13 +59,12 @@ class Link:
         self._config = config
         self._on_return = on_return
         self._connection: Connection | None = None
-        self._listener: Connection | None = None
+        self._listener: Listener | None = None
         self._backoff = Backoff()
         self._listen_backoff = Backoff()
         self._is_read_committed = True
         self._was_lost = False
         self._was_deaf = False
-        self._check_at = 0.0
         self._watchdog = Watchdog(lambda: max(1.0, min(LONGEST_DEADLINE, config.lease / 3)))
 
     # ---------------------------------------------------------------------------------------------------- conversation
@@ -175,24 +172,13 @@ class Link:
                 return self.is_listening
             return False
         try:
-            # A backend that was terminated answers the first poll and raises at the second.
-            listener.poll()
-            if time.monotonic() >= self._check_at:
-                self._check_at = time.monotonic() + LISTEN_CHECK_INTERVAL
-                # A server that was stopped or cut off says nothing at all; this asks it for an answer.
-                self._watchdog.watch(listener)
-                self._execute_listen(listener)
-            if listener.closed:
-                raise psycopg2.OperationalError("the listening connection was closed")
+            # What it says is never looked at: it is a reason to look for work.
+            return bool(listener.received(before_check=lambda: self._watchdog.watch(listener.connection)))
         except psycopg2.Error as error:
             logger.debug("LISTEN was lost: %s", _line(error))
             self._drop_listener()
             # What was sent meanwhile is gone: look for work.
             return True
-        if not listener.notifies:
-            return False
-        listener.notifies.clear()
-        return True
 
     @property
     def retry_at(self) -> float:
@@ -208,16 +194,12 @@ class Link:
         return self._config.use_postgresql_notify
 
     def _listen(self) -> None:
-        """Listen, or fall back to polling until that works; the payload of a notification is never looked at."""
+        """Listen, or fall back to polling until that works."""
         if not self._is_wanted:
             return
-        listener = None
         try:
-            listener = self._database.connect_to_listen()
-            self._execute_listen(listener)
-            self._check_at = time.monotonic() + LISTEN_CHECK_INTERVAL
+            self._listener = Listener(self._database.connect_to_listen(), self._config.notify_channel)
         except (DatabaseUnavailable, psycopg2.Error) as error:
-            _close(listener)
             self._listen_backoff.failed()
             if not self._was_deaf:
                 logger.warning(
@@ -227,19 +209,14 @@ class Link:
                 )
             self._was_deaf = True
             return
-        self._listener = listener
         self._listen_backoff.succeeded()
         if self._was_deaf:
             logger.warning("listening again")
             self._was_deaf = False
 
-    def _execute_listen(self, listener: Connection) -> None:
-        with listener.cursor() as cursor:
-            # The channel is a name, not a value: quoted as one. It stays the connection's last statement.
-            cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._config.notify_channel)))
-
     def _drop_listener(self) -> None:
-        _close(self._listener)
+        if self._listener is not None:
+            self._listener.close()
         self._listener = None
 
     def close(self) -> None:
