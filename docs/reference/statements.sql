@@ -1059,8 +1059,8 @@ WHERE queued_task_logs.id = ANY (array((
 )));
 
 -- demo_current
-SELECT CAST(queued_tasks.args AS TEXT) AS args, CAST(EXTRACT(epoch FROM clock_timestamp() -
-    queued_tasks.date_started) AS DOUBLE PRECISION) AS age
+SELECT CAST(queued_tasks.args AS TEXT) AS args, date_part('epoch', clock_timestamp() -
+    queued_tasks.date_started) AS age
 FROM queued_tasks
 WHERE queued_tasks.id BETWEEN CAST(%(first)s AS UUID)
 AND CAST(%(last)s AS UUID)
@@ -1080,8 +1080,8 @@ ORDER BY queued_tasks.id
 LIMIT CAST(%(limit)s AS INTEGER);
 
 -- demo_slowest
-SELECT CAST(queued_tasks.args AS TEXT) AS args, CAST(EXTRACT(epoch FROM queued_tasks.date_done -
-    queued_tasks.date_started) AS DOUBLE PRECISION) AS seconds
+SELECT CAST(queued_tasks.args AS TEXT) AS args, date_part('epoch', queued_tasks.date_done -
+    queued_tasks.date_started) AS seconds
 FROM queued_tasks
 WHERE queued_tasks.id BETWEEN CAST(%(first)s AS UUID)
 AND CAST(%(last)s AS UUID)
@@ -1104,8 +1104,8 @@ SELECT coalesce(sum(CAST(CAST(queued_tasks.result ->> %(result_1)s AS VARCHAR) A
     coalesce(sum(CAST(CAST(queued_tasks.result ->> %(result_2)s AS VARCHAR) AS BIGINT)), 0) AS lines,
     coalesce(sum(CAST(CAST(queued_tasks.result ->> %(result_3)s AS VARCHAR) AS BIGINT)), 0) AS definitions,
     count(*) FILTER (WHERE jsonb_exists(queued_tasks.result, 'syntax_error')) AS unparsed, count(DISTINCT
-    queued_tasks.claimed_by) AS workers, CAST(EXTRACT(epoch FROM max(queued_tasks.date_done) -
-    min(queued_tasks.date_started)) AS DOUBLE PRECISION) AS seconds
+    queued_tasks.claimed_by) AS workers, date_part('epoch', max(queued_tasks.date_done) -
+    min(queued_tasks.date_started)) AS seconds
 FROM queued_tasks
 WHERE queued_tasks.id BETWEEN CAST(%(first)s AS UUID)
 AND CAST(%(last)s AS UUID)
@@ -1494,7 +1494,7 @@ ORDER BY queued_task_schedules.name;
 -- lock_channels
 SELECT queued_task_channels.name, queued_task_channels.max_running, queued_task_channels.max_starts,
     queued_task_channels.per_seconds, queued_task_channels.is_paused, CAST(queued_task_channels.starts AS
-    TEXT) AS starts, CAST(EXTRACT(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) AS anon_1
+    TEXT) AS starts, date_part('epoch', clock_timestamp()) AS date_part_1
 FROM queued_task_channels
 WHERE queued_task_channels.name = ANY (CAST(%(names)s AS TEXT[]))
 ORDER BY queued_task_channels.name
@@ -1519,8 +1519,8 @@ SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.func
     queued_tasks.lost_count, queued_tasks.channel, CAST(nullif(queued_tasks.parents, '{}') AS TEXT[]) AS
     parents, CAST(queued_tasks.meta AS TEXT) AS meta, encode(queued_tasks.pickled_function, 'base64') AS
     pickled_function, queued_tasks.concurrency_key, CAST(%(monotonic)s AS DOUBLE PRECISION) -
-    date_part('epoch', clock_timestamp() - queued_tasks.date_enqueued) AS eligible_at, CAST(EXTRACT(epoch FROM
-    clock_timestamp() - queued_tasks.date_started) AS DOUBLE PRECISION) AS age
+    date_part('epoch', clock_timestamp() - queued_tasks.date_enqueued) AS eligible_at, date_part('epoch',
+    clock_timestamp() - queued_tasks.date_started) AS age
 FROM queued_tasks
 WHERE queued_tasks.state IN ('doing')
 AND queued_tasks.claimed_by = CAST(%(worker)s AS INTEGER)
@@ -1737,8 +1737,8 @@ SELECT clock_timestamp() AS clock_timestamp_1, (
     SELECT count(*) AS count_1
     FROM queued_task_workers
     WHERE queued_task_workers.is_running
-    AND CAST(EXTRACT(epoch FROM clock_timestamp() - queued_task_workers.last_heartbeat) AS DOUBLE PRECISION) <
-        greatest(CAST(%(lease)s AS DOUBLE PRECISION), queued_task_workers.lease)
+    AND date_part('epoch', clock_timestamp() - queued_task_workers.last_heartbeat) < greatest(CAST(%(lease)s
+        AS DOUBLE PRECISION), queued_task_workers.lease)
 ) AS anon_1, EXISTS (
     SELECT queued_task_channels.name
     FROM queued_task_channels
@@ -1759,8 +1759,8 @@ SELECT grouping(each.channel, each.name) AS grouping_1, coalesce(each.channel, e
     CAST(coalesce(sum(each.number), 0) AS DOUBLE PRECISION) AS coalesce_2, CAST(coalesce(sum(each.seconds), 0)
     AS DOUBLE PRECISION) AS coalesce_3
 FROM (
-    SELECT took.channel AS channel, took.name AS name, count(*) AS number, CAST(EXTRACT(epoch FROM
-        sum(took.time)) AS DOUBLE PRECISION) AS seconds
+    SELECT took.channel AS channel, took.name AS name, count(*) AS number, date_part('epoch', sum(took.time))
+        AS seconds
     FROM (
         SELECT newest.channel AS channel, newest.name AS name, newest.date_done - newest.date_started AS time
         FROM (
@@ -1835,8 +1835,8 @@ SELECT CAST(coalesce((
 SELECT grouping(each.channel, each.name) AS grouping_1, coalesce(each.channel, each.name) AS coalesce_1,
     CAST(coalesce(sum(each.number), 0) AS DOUBLE PRECISION) AS coalesce_2, max(each.oldest) AS max_1
 FROM (
-    SELECT CAST('default' AS TEXT) AS channel, found.name AS name, count(*) AS number, CAST(EXTRACT(epoch FROM
-        clock_timestamp() - min(found.date_enqueued)) AS DOUBLE PRECISION) AS oldest
+    SELECT CAST('default' AS TEXT) AS channel, found.name AS name, count(*) AS number, date_part('epoch',
+        clock_timestamp() - min(found.date_enqueued)) AS oldest
     FROM (
         SELECT queued_tasks.name AS name, queued_tasks.channel AS channel, queued_tasks.date_enqueued AS
             date_enqueued
@@ -1848,8 +1848,8 @@ FROM (
         LIMIT 100001
     ) AS found
     GROUP BY found.name UNION ALL
-    SELECT found.channel AS channel, found.name AS name, count(*) AS number, CAST(EXTRACT(epoch FROM
-        clock_timestamp() - min(found.date_enqueued)) AS DOUBLE PRECISION) AS oldest
+    SELECT found.channel AS channel, found.name AS name, count(*) AS number, date_part('epoch',
+        clock_timestamp() - min(found.date_enqueued)) AS oldest
     FROM (
         SELECT queued_tasks.name AS name, queued_tasks.channel AS channel, queued_tasks.date_enqueued AS
             date_enqueued
@@ -1861,8 +1861,8 @@ FROM (
         LIMIT 100001
     ) AS found
     GROUP BY found.channel, found.name UNION ALL
-    SELECT found.channel AS channel, found.name AS name, count(*) AS number, CAST(EXTRACT(epoch FROM
-        clock_timestamp() - min(found.date_enqueued)) AS DOUBLE PRECISION) AS oldest
+    SELECT found.channel AS channel, found.name AS name, count(*) AS number, date_part('epoch',
+        clock_timestamp() - min(found.date_enqueued)) AS oldest
     FROM (
         SELECT queued_tasks.name AS name, queued_tasks.channel AS channel, queued_tasks.date_enqueued AS
             date_enqueued
@@ -1873,8 +1873,8 @@ FROM (
         LIMIT 100001
     ) AS found
     GROUP BY found.channel, found.name UNION ALL
-    SELECT found.channel AS channel, found.name AS name, count(*) AS number, CAST(EXTRACT(epoch FROM
-        clock_timestamp() - CAST(NULL AS TIMESTAMP WITH TIME ZONE)) AS DOUBLE PRECISION) AS oldest
+    SELECT found.channel AS channel, found.name AS name, count(*) AS number, date_part('epoch',
+        clock_timestamp() - CAST(NULL AS TIMESTAMP WITH TIME ZONE)) AS oldest
     FROM (
         SELECT queued_tasks.name AS name, queued_tasks.channel AS channel, queued_tasks.date_enqueued AS
             date_enqueued
@@ -1884,8 +1884,8 @@ FROM (
         LIMIT 100001
     ) AS found
     GROUP BY found.channel, found.name UNION ALL
-    SELECT found.channel AS channel, found.name AS name, count(*) AS number, CAST(EXTRACT(epoch FROM
-        clock_timestamp() - CAST(NULL AS TIMESTAMP WITH TIME ZONE)) AS DOUBLE PRECISION) AS oldest
+    SELECT found.channel AS channel, found.name AS name, count(*) AS number, date_part('epoch',
+        clock_timestamp() - CAST(NULL AS TIMESTAMP WITH TIME ZONE)) AS oldest
     FROM (
         SELECT queued_tasks.name AS name, queued_tasks.channel AS channel, queued_tasks.date_enqueued AS
             date_enqueued
@@ -1909,9 +1909,9 @@ FROM (
     SELECT running.channel AS channel, running.name AS name, count(*) AS number, count(*) FILTER (WHERE
         running.is_stuck) AS stuck
     FROM (
-        SELECT doing.channel AS channel, doing.name AS name, live.id IS NULL OR CAST(EXTRACT(epoch FROM
-            clock_timestamp() - doing.date_started) AS DOUBLE PRECISION) > coalesce(doing.timeout,
-            CAST(%(task_timeout)s AS DOUBLE PRECISION)) + CAST(%(grace)s AS DOUBLE PRECISION) AS is_stuck
+        SELECT doing.channel AS channel, doing.name AS name, live.id IS NULL OR date_part('epoch',
+            clock_timestamp() - doing.date_started) > coalesce(doing.timeout, CAST(%(task_timeout)s AS DOUBLE
+            PRECISION)) + CAST(%(grace)s AS DOUBLE PRECISION) AS is_stuck
         FROM (
             SELECT queued_tasks.channel AS channel, queued_tasks.name AS name, queued_tasks.claimed_by AS
                 claimed_by, queued_tasks.date_started AS date_started, queued_tasks.timeout AS timeout
@@ -1923,8 +1923,8 @@ FROM (
             SELECT queued_task_workers.id AS id
             FROM queued_task_workers
             WHERE queued_task_workers.is_running
-            AND CAST(EXTRACT(epoch FROM clock_timestamp() - queued_task_workers.last_heartbeat) AS DOUBLE
-                PRECISION) < greatest(CAST(%(lease)s AS DOUBLE PRECISION), queued_task_workers.lease)
+            AND date_part('epoch', clock_timestamp() - queued_task_workers.last_heartbeat) <
+                greatest(CAST(%(lease)s AS DOUBLE PRECISION), queued_task_workers.lease)
         ) AS live ON live.id = doing.claimed_by
     ) AS running
     GROUP BY running.channel, running.name
@@ -1943,8 +1943,8 @@ FROM (
     SELECT sampled.channel AS channel, sampled.name AS name, CASE WHEN (sampled.state IN ('waiting',
         'enqueued')) THEN count(*) ELSE 0 END AS pending, CASE WHEN (sampled.state IN ('doing')) THEN count(*)
         ELSE 0 END AS running, CASE WHEN (sampled.state IN ('failed')) THEN count(*) ELSE 0 END AS failed,
-        CASE WHEN (sampled.state IN ('enqueued')) THEN CAST(EXTRACT(epoch FROM clock_timestamp() -
-        min(sampled.date_enqueued)) AS DOUBLE PRECISION) END AS oldest
+        CASE WHEN (sampled.state IN ('enqueued')) THEN date_part('epoch', clock_timestamp() -
+        min(sampled.date_enqueued)) END AS oldest
     FROM queued_tasks AS sampled TABLESAMPLE system(CAST(%(percent)s AS REAL)) REPEATABLE (0)
     WHERE sampled.state IN ('waiting', 'enqueued', 'doing') OR sampled.state IN ('failed')
     AND sampled.date_done >= (
@@ -1970,8 +1970,8 @@ FROM (
         JOIN LATERAL jsonb_array_elements(queued_task_workers.stuck) AS slot_1 ON true
         LEFT OUTER JOIN queued_tasks ON queued_tasks.id = CAST(slot_1.value ->> 'task' AS UUID)
         WHERE queued_task_workers.is_running
-        AND CAST(EXTRACT(epoch FROM clock_timestamp() - queued_task_workers.last_heartbeat) AS DOUBLE
-            PRECISION) < greatest(CAST(%(lease)s AS DOUBLE PRECISION), queued_task_workers.lease)
+        AND date_part('epoch', clock_timestamp() - queued_task_workers.last_heartbeat) <
+            greatest(CAST(%(lease)s AS DOUBLE PRECISION), queued_task_workers.lease)
     ) AS slots
     GROUP BY slots.channel, slots.name
 ) AS each
@@ -1991,8 +1991,8 @@ WHERE queued_task_schedules.name = CAST(%(name)s AS TEXT);
 SELECT pg_notify(CAST(%(notify_channel)s AS TEXT), '') AS pg_notify_1;
 
 -- oldest_enqueued
-SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.date_enqueued, CAST(EXTRACT(epoch
-    FROM clock_timestamp() - queued_tasks.date_enqueued) AS DOUBLE PRECISION) AS age
+SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.date_enqueued, date_part('epoch',
+    clock_timestamp() - queued_tasks.date_enqueued) AS age
 FROM queued_tasks
 WHERE queued_tasks.state IN ('enqueued')
 AND queued_tasks.concurrency_key IS NULL
@@ -2005,7 +2005,7 @@ LIMIT 1;
 
 -- oldest_pending
 WITH RECURSIVE of_default(channel, priority, date_enqueued, step) AS (
-    SELECT anon_2.channel AS channel, anon_2.priority AS priority, anon_2.date_enqueued AS date_enqueued, 1 AS
+    SELECT anon_1.channel AS channel, anon_1.priority AS priority, anon_1.date_enqueued AS date_enqueued, 1 AS
         step
     FROM (
         SELECT queued_tasks.channel AS channel, queued_tasks.priority AS priority, queued_tasks.date_enqueued
@@ -2016,9 +2016,9 @@ WITH RECURSIVE of_default(channel, priority, date_enqueued, step) AS (
         AND queued_tasks.channel = 'default'
         ORDER BY queued_tasks.priority DESC, queued_tasks.date_enqueued
         LIMIT 1
-    ) AS anon_2 UNION ALL
+    ) AS anon_1 UNION ALL
     SELECT following.channel AS channel, following.priority AS priority, following.date_enqueued AS
-        date_enqueued, of_default.step + 1 AS anon_3
+        date_enqueued, of_default.step + 1 AS anon_2
     FROM of_default
     JOIN LATERAL (
         SELECT queued_tasks.channel AS channel, queued_tasks.priority AS priority, queued_tasks.date_enqueued
@@ -2033,7 +2033,7 @@ WITH RECURSIVE of_default(channel, priority, date_enqueued, step) AS (
     ) AS following ON true
     WHERE of_default.step < 1000
 ), of_others(channel, priority, date_enqueued, step) AS (
-    SELECT anon_4.channel AS channel, anon_4.priority AS priority, anon_4.date_enqueued AS date_enqueued, 1 AS
+    SELECT anon_3.channel AS channel, anon_3.priority AS priority, anon_3.date_enqueued AS date_enqueued, 1 AS
         step
     FROM (
         SELECT queued_tasks.channel AS channel, queued_tasks.priority AS priority, queued_tasks.date_enqueued
@@ -2044,12 +2044,12 @@ WITH RECURSIVE of_default(channel, priority, date_enqueued, step) AS (
         AND queued_tasks.channel != 'default'
         ORDER BY queued_tasks.channel, queued_tasks.priority DESC, queued_tasks.date_enqueued
         LIMIT 1
-    ) AS anon_4 UNION ALL
+    ) AS anon_3 UNION ALL
     SELECT following.channel AS channel, following.priority AS priority, following.date_enqueued AS
-        date_enqueued, of_others.step + 1 AS anon_5
+        date_enqueued, of_others.step + 1 AS anon_4
     FROM of_others
     JOIN LATERAL (
-        SELECT anon_6.channel AS channel, anon_6.priority AS priority, anon_6.date_enqueued AS date_enqueued
+        SELECT anon_5.channel AS channel, anon_5.priority AS priority, anon_5.date_enqueued AS date_enqueued
         FROM ((
             SELECT queued_tasks.channel AS channel, queued_tasks.priority AS priority,
                 queued_tasks.date_enqueued AS date_enqueued
@@ -2071,12 +2071,12 @@ WITH RECURSIVE of_default(channel, priority, date_enqueued, step) AS (
             AND queued_tasks.channel > of_others.channel
             ORDER BY queued_tasks.channel, queued_tasks.priority DESC, queued_tasks.date_enqueued
             LIMIT 1
-        )) AS anon_6
+        )) AS anon_5
         LIMIT 1
     ) AS following ON true
     WHERE of_others.step < 1000
 ), of_keyed(channel, priority, date_enqueued, step) AS (
-    SELECT anon_7.channel AS channel, anon_7.priority AS priority, anon_7.date_enqueued AS date_enqueued, 1 AS
+    SELECT anon_6.channel AS channel, anon_6.priority AS priority, anon_6.date_enqueued AS date_enqueued, 1 AS
         step
     FROM (
         SELECT queued_tasks.channel AS channel, queued_tasks.priority AS priority, queued_tasks.date_enqueued
@@ -2086,9 +2086,9 @@ WITH RECURSIVE of_default(channel, priority, date_enqueued, step) AS (
         AND queued_tasks.concurrency_key IS NOT NULL
         ORDER BY queued_tasks.priority DESC, queued_tasks.date_enqueued
         LIMIT 1
-    ) AS anon_7 UNION ALL
+    ) AS anon_6 UNION ALL
     SELECT following.channel AS channel, following.priority AS priority, following.date_enqueued AS
-        date_enqueued, of_keyed.step + 1 AS anon_8
+        date_enqueued, of_keyed.step + 1 AS anon_7
     FROM of_keyed
     JOIN LATERAL (
         SELECT queued_tasks.channel AS channel, queued_tasks.priority AS priority, queued_tasks.date_enqueued
@@ -2102,8 +2102,7 @@ WITH RECURSIVE of_default(channel, priority, date_enqueued, step) AS (
     ) AS following ON true
     WHERE of_keyed.step < 1000
 )
-SELECT heads.channel, CAST(EXTRACT(epoch FROM clock_timestamp() - min(heads.date_enqueued)) AS DOUBLE
-    PRECISION) AS anon_1
+SELECT heads.channel, date_part('epoch', clock_timestamp() - min(heads.date_enqueued)) AS date_part_1
 FROM (
     SELECT of_default.channel AS channel, of_default.date_enqueued AS date_enqueued
     FROM of_default UNION ALL
@@ -2190,8 +2189,8 @@ ON CONFLICT DO NOTHING;
 
 -- record_starts
 UPDATE queued_task_channels
-SET starts=(CAST(%(before)s AS JSONB) || jsonb_build_array(jsonb_build_array(CAST(EXTRACT(epoch FROM
-    clock_timestamp()) AS DOUBLE PRECISION), CAST(%(count)s AS INTEGER))))
+SET starts=(CAST(%(before)s AS JSONB) || jsonb_build_array(jsonb_build_array(date_part('epoch',
+    clock_timestamp()), CAST(%(count)s AS INTEGER))))
 WHERE queued_task_channels.name = CAST(%(name)s AS TEXT);
 
 -- recount
@@ -2687,30 +2686,28 @@ AND queued_tasks.id != ended.id;
 
 -- running
 SELECT CAST(queued_tasks.id AS TEXT) AS id, queued_tasks.name, queued_tasks.claimed_by, queued_tasks.attempt,
-    queued_tasks.date_started, queued_tasks.timeout, CAST(EXTRACT(epoch FROM clock_timestamp() -
-    queued_tasks.date_started) AS DOUBLE PRECISION) AS age, CAST(queued_tasks.context[%(context_1)s] AS TEXT)
-    AS progress
+    queued_tasks.date_started, queued_tasks.timeout, date_part('epoch', clock_timestamp() -
+    queued_tasks.date_started) AS age, CAST(queued_tasks.context[%(context_1)s] AS TEXT) AS progress
 FROM queued_tasks
 WHERE queued_tasks.state IN ('doing')
 AND queued_tasks.date_started IS NOT NULL
 ORDER BY queued_tasks.claimed_by, queued_tasks.date_started;
 
 -- seconds_running
-SELECT CAST(EXTRACT(epoch FROM clock_timestamp() - queued_tasks.date_enqueued) AS DOUBLE PRECISION) AS anon_1
+SELECT date_part('epoch', clock_timestamp() - queued_tasks.date_enqueued) AS date_part_1
 FROM queued_tasks
 WHERE queued_tasks.id = CAST(%(id)s AS UUID)
 AND (queued_tasks.state NOT IN ('done', 'failed', 'cancelled', 'stopped'));
 
 -- seconds_to_next_due
-SELECT CAST(EXTRACT(epoch FROM min(queued_tasks.date_scheduled) - clock_timestamp()) AS DOUBLE PRECISION) AS
-    anon_1
+SELECT date_part('epoch', min(queued_tasks.date_scheduled) - clock_timestamp()) AS date_part_1
 FROM queued_tasks
 WHERE queued_tasks.state IN ('waiting')
 AND queued_tasks.pending_parents <= 0;
 
 -- seconds_to_next_tick
-SELECT CAST(EXTRACT(epoch FROM min(coalesce(queued_task_schedules.date_next, now())) - clock_timestamp()) AS
-    DOUBLE PRECISION) AS anon_1
+SELECT date_part('epoch', min(coalesce(queued_task_schedules.date_next, now())) - clock_timestamp()) AS
+    date_part_1
 FROM queued_task_schedules
 WHERE queued_task_schedules.is_paused = false
 AND queued_task_schedules.name != ALL (CAST(%(besides)s AS TEXT[]));
@@ -2742,10 +2739,10 @@ SELECT sample.name, count(*) FILTER (WHERE sample.state = 'waiting') AS waiting,
     sample.state = 'enqueued') AS enqueued, count(*) FILTER (WHERE sample.state = 'doing') AS doing, count(*)
     FILTER (WHERE sample.state = 'done') AS done, count(*) FILTER (WHERE sample.state = 'failed') AS failed,
     count(*) FILTER (WHERE sample.state = 'cancelled') AS cancelled, count(*) FILTER (WHERE sample.state =
-    'stopped') AS stopped, sum(sample.failures) AS failures, avg(CAST(EXTRACT(epoch FROM sample.date_done -
-    sample.date_started) AS DOUBLE PRECISION)) AS seconds_average, percentile_cont(0.95) WITHIN GROUP (ORDER
-    BY CAST(EXTRACT(epoch FROM sample.date_done - sample.date_started) AS DOUBLE PRECISION)) AS seconds_p95,
-    count(*) FILTER (WHERE sample.date_done > clock_timestamp() - interval '1 hour') AS ended_last_hour
+    'stopped') AS stopped, sum(sample.failures) AS failures, avg(date_part('epoch', sample.date_done -
+    sample.date_started)) AS seconds_average, percentile_cont(0.95) WITHIN GROUP (ORDER BY date_part('epoch',
+    sample.date_done - sample.date_started)) AS seconds_p95, count(*) FILTER (WHERE sample.date_done >
+    clock_timestamp() - interval '1 hour') AS ended_last_hour
 FROM (
     SELECT queued_tasks.name AS name, queued_tasks.state AS state, queued_tasks.failures AS failures,
         queued_tasks.date_started AS date_started, queued_tasks.date_done AS date_done
@@ -2917,8 +2914,8 @@ SELECT queued_task_workers.id, queued_task_workers.server_name, queued_task_work
     queued_task_workers.active_workers, queued_task_workers.idle_workers, queued_task_workers.is_running,
     queued_task_workers.last_heartbeat, queued_task_workers.pid, queued_task_workers.supervisor_pid,
     queued_task_workers.date_started, queued_task_workers.version, queued_task_workers.lease,
-    CAST(queued_task_workers.stuck AS TEXT) AS stuck, queued_task_workers.refused, CAST(EXTRACT(epoch FROM
-    clock_timestamp() - queued_task_workers.last_heartbeat) AS DOUBLE PRECISION) AS silence
+    CAST(queued_task_workers.stuck AS TEXT) AS stuck, queued_task_workers.refused, date_part('epoch',
+    clock_timestamp() - queued_task_workers.last_heartbeat) AS silence
 FROM queued_task_workers
 WHERE queued_task_workers.is_running OR CAST(%(all)s AS INTEGER) = %(param_1)s
 ORDER BY queued_task_workers.id;

@@ -33,13 +33,13 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import Boolean
 
-from queuedtask.db.moves import CLOCK, SECOND, literal
+from queuedtask.db.moves import CLOCK, SECOND, literal, seconds
 from queuedtask.db.schema import channels, tasks, workers
 from queuedtask.db.statement import Cursor, Statement, parameter, rows
 from queuedtask.model import states
 from queuedtask.model.limits import EVERYTHING, Limit, Window
 
-EPOCH = cast(func.extract("epoch", CLOCK), Double)
+EPOCH = seconds(CLOCK)
 
 is_restricted: ColumnElement[bool] = or_(
     channels.c.is_paused, channels.c.max_running.is_not(None), channels.c.max_starts.is_not(None)

@@ -40,7 +40,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from queuedtask.config import Config
 from queuedtask.db.channels import is_all_paused
-from queuedtask.db.moves import CLOCK, HAS_NO_PARENTS_LEFT, in_state, literal
+from queuedtask.db.moves import CLOCK, HAS_NO_PARENTS_LEFT, in_state, literal, seconds
 from queuedtask.db.schema import Timestamp, tasks, workers
 from queuedtask.db.statement import Cursor, Statement, parameter
 from queuedtask.db.store import is_ready
@@ -84,12 +84,8 @@ def _number(value: float) -> ColumnElement[Any]:
     return literal_column(str(value))
 
 
-def _seconds(interval: ColumnElement[Any]) -> ColumnElement[Any]:
-    return cast(func.extract("epoch", interval), Double)
-
-
 _lease = func.greatest(parameter("lease", Double), workers.c.lease)
-_is_live = and_(workers.c.is_running, _seconds(CLOCK - workers.c.last_heartbeat) < _lease)
+_is_live = and_(workers.c.is_running, seconds(CLOCK - workers.c.last_heartbeat) < _lease)
 # In a query of its own, so that it is evaluated once and not for each row.
 _midnight = select(func.date_trunc(literal("day"), func.now(), literal("UTC"))).scalar_subquery()
 _failed_today = and_(in_state(states.FAILED), tasks.c.date_done >= _midnight)
@@ -202,7 +198,7 @@ def _pending(
         .subquery("found")
     )
     oldest = func.min(found.c.date_enqueued) if state == states.ENQUEUED else cast(null(), Timestamp)
-    age = _seconds(CLOCK - oldest)
+    age = seconds(CLOCK - oldest)
     if channel is None:
         return _figures(found, number=func.count(), oldest=age)
     # A key less, and one far behind in the row: half the time.
@@ -233,7 +229,7 @@ _doing = (
 )
 _live = select(workers.c.id).where(_is_live).subquery("live")
 _limit = func.coalesce(_doing.c.timeout, parameter("task_timeout", Double)) + parameter("grace", Double)
-_is_stuck = or_(_live.c.id.is_(None), _seconds(CLOCK - _doing.c.date_started) > _limit)
+_is_stuck = or_(_live.c.id.is_(None), seconds(CLOCK - _doing.c.date_started) > _limit)
 _running = (
     select(_doing.c.channel, _doing.c.name, _is_stuck.label("is_stuck"))
     .select_from(_doing.outerjoin(_live, _live.c.id == _doing.c.claimed_by))
@@ -281,7 +277,7 @@ SAMPLE = Statement(
             case((_sampled(*states.PENDING), func.count()), else_=_number(0)).label("pending"),
             case((_sampled(states.DOING), func.count()), else_=_number(0)).label("running"),
             case((_sampled(states.FAILED), func.count()), else_=_number(0)).label("failed"),
-            case((_sampled(states.ENQUEUED), _seconds(CLOCK - func.min(_blocks.c.date_enqueued)))).label("oldest"),
+            case((_sampled(states.ENQUEUED), seconds(CLOCK - func.min(_blocks.c.date_enqueued)))).label("oldest"),
         )
         .where(
             or_(
@@ -338,7 +334,7 @@ _all_heads = union_all(
 ).subquery("heads")
 OLDEST_PENDING = Statement(
     "oldest_pending",
-    select(_all_heads.c.channel, _seconds(CLOCK - func.min(_all_heads.c.date_enqueued))).group_by(_all_heads.c.channel),
+    select(_all_heads.c.channel, seconds(CLOCK - func.min(_all_heads.c.date_enqueued))).group_by(_all_heads.c.channel),
 )
 
 _up_to = parameter("up_to", Uuid)
@@ -355,7 +351,7 @@ _took = (
     .subquery("took")
 )
 DURATIONS = Statement(
-    "measure_durations", _by_group(_figures(_took, number=func.count(), seconds=_seconds(func.sum(_took.c.time))))
+    "measure_durations", _by_group(_figures(_took, number=func.count(), seconds=seconds(func.sum(_took.c.time))))
 )
 
 # Where the workers are: behind a long backlog the newest tasks say nothing yet.

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Double,
     Integer,
     TableValuedAlias,
     Text,
@@ -38,6 +39,11 @@ SECOND = text("interval '1 second'")
 def literal(value: str) -> ColumnElement[Any]:
     """Return a constant of ours that stands in the SQL itself: PostgreSQL can then prove that a partial index fits."""
     return literal_column(f"'{value}'")
+
+
+def seconds(interval: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return an interval, or the time since 1970, as a number; EXTRACT would take the way over numeric."""
+    return func.date_part(literal("epoch"), interval, type_=Double)
 
 
 def in_state(*allowed: str) -> ColumnElement[bool]:

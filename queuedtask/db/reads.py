@@ -9,7 +9,6 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
-    Double,
     Integer,
     Text,
     Uuid,
@@ -25,17 +24,12 @@ from sqlalchemy import (
 )
 
 from queuedtask.db.control import ORDERABLE_FITS, Orderable, Requeue, requeueable
-from queuedtask.db.moves import CLOCK, in_state, literal
+from queuedtask.db.moves import CLOCK, in_state, literal, seconds
 from queuedtask.db.schema import attempts, logs, tasks, workers
 from queuedtask.db.statement import Cursor, Statement, parameter, rows
 from queuedtask.db.store import is_enqueued
 from queuedtask.model import states
 from queuedtask.model.progress import share_of
-
-
-def _seconds(interval: ColumnElement[Any]) -> ColumnElement[Any]:
-    return cast(func.extract("epoch", interval), Double)
-
 
 # -------------------------------------------------------------------------------------------------------------- tasks
 
@@ -210,7 +204,7 @@ OLDEST_ENQUEUED = Statement(
         cast(tasks.c.id, Text),
         tasks.c.name,
         tasks.c.date_enqueued,
-        _seconds(CLOCK - tasks.c.date_enqueued).label("age"),
+        seconds(CLOCK - tasks.c.date_enqueued).label("age"),
     )
     .where(is_enqueued)
     .order_by(tasks.c.date_enqueued)
@@ -249,7 +243,7 @@ _sample = (
     .limit(parameter("sample", Integer))
     .subquery("sample")
 )
-_run_time = _seconds(_sample.c.date_done - _sample.c.date_started)
+_run_time = seconds(_sample.c.date_done - _sample.c.date_started)
 
 STATS = Statement(
     "stats",
@@ -367,7 +361,7 @@ WORKERS = Statement(
             for name in WorkerRow._fields
             if name in workers.c
         ),
-        _seconds(CLOCK - workers.c.last_heartbeat).label("silence"),
+        seconds(CLOCK - workers.c.last_heartbeat).label("silence"),
     )
     .where(or_(workers.c.is_running, parameter("all", Integer) == 1))
     .order_by(workers.c.id),
@@ -415,7 +409,7 @@ RUNNING = Statement(
         tasks.c.attempt,
         tasks.c.date_started,
         tasks.c.timeout,
-        _seconds(CLOCK - tasks.c.date_started).label("age"),
+        seconds(CLOCK - tasks.c.date_started).label("age"),
         cast(tasks.c.context["progress"], Text).label("progress"),
     )
     .where(in_state(states.DOING), tasks.c.date_started.is_not(None))
@@ -473,7 +467,7 @@ RUN_STATES = Statement(
 
 RUN_CURRENT = Statement(
     "demo_current",
-    select(cast(tasks.c.args, Text), _seconds(CLOCK - tasks.c.date_started).label("age"))
+    select(cast(tasks.c.args, Text), seconds(CLOCK - tasks.c.date_started).label("age"))
     .where(*_of_run, in_state(states.DOING))
     .order_by(tasks.c.date_started, tasks.c.date_enqueued)
     .limit(parameter("limit", Integer)),
@@ -494,13 +488,13 @@ RUN_TOTALS = Statement(
         _sum("definitions").label("definitions"),
         func.count().filter(func.jsonb_exists(_result, literal("syntax_error"))).label("unparsed"),
         func.count(tasks.c.claimed_by.distinct()).label("workers"),
-        _seconds(func.max(tasks.c.date_done) - func.min(tasks.c.date_started)).label("seconds"),
+        seconds(func.max(tasks.c.date_done) - func.min(tasks.c.date_started)).label("seconds"),
     ).where(*_of_run),
 )
 
 RUN_SLOWEST = Statement(
     "demo_slowest",
-    select(cast(tasks.c.args, Text), _seconds(tasks.c.date_done - tasks.c.date_started).label("seconds"))
+    select(cast(tasks.c.args, Text), seconds(tasks.c.date_done - tasks.c.date_started).label("seconds"))
     .where(*_of_run, tasks.c.date_started.is_not(None), in_state(states.DONE))
     .order_by((tasks.c.date_done - tasks.c.date_started).desc())
     .limit(parameter("limit", Integer)),

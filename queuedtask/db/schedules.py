@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from queuedtask.db import adding, moves
-from queuedtask.db.moves import CLOCK, SECOND, literal
+from queuedtask.db.moves import CLOCK, SECOND, literal, seconds
 from queuedtask.db.schema import Timestamp, schedules, tasks, ticks
 from queuedtask.db.statement import Cursor, Statement, parameter, rows
 from queuedtask.errors import ScheduleNotFound
@@ -208,9 +208,7 @@ _is_firing = and_(schedules.c.is_paused == false(), schedules.c.name != all_(par
 
 SECONDS_TO_NEXT_TICK = Statement(
     "seconds_to_next_tick",
-    select(
-        cast(func.extract("epoch", func.min(func.coalesce(schedules.c.date_next, func.now())) - CLOCK), Double)
-    ).where(_is_firing),
+    select(seconds(func.min(func.coalesce(schedules.c.date_next, func.now())) - CLOCK)).where(_is_firing),
 )
 
 # Whoever is stopped or cut off with a lock in hand must not stop the schedule for all.
@@ -230,7 +228,7 @@ LOCK_DUE_SCHEDULE = Statement(
 
 SECONDS_RUNNING = Statement(
     "seconds_running",
-    select(cast(func.extract("epoch", CLOCK - tasks.c.date_enqueued), Double)).where(
+    select(seconds(CLOCK - tasks.c.date_enqueued)).where(
         tasks.c.id == parameter("id", Uuid),
         tasks.c.state.not_in([literal(state) for state in states.FINAL]),
     ),

@@ -48,6 +48,7 @@ from queuedtask.db.moves import (
     literal,
     move,
     picked,
+    seconds,
 )
 from queuedtask.db.schema import attempts, dependencies, logs, tasks
 from queuedtask.db.statement import Cursor, Statement, parameter, rows
@@ -65,7 +66,7 @@ from queuedtask.model.task import Task
 # What a Task is made of. JSON comes as text: a row that cannot be read shall fail alone, in its slot.
 _AS_TEXT = {"id", "args", "kwargs", "context", "meta"}
 # A claim says what the time is on the worker's own clock, and the wait is counted back from there on the database's.
-_waited = func.date_part(literal("epoch"), CLOCK - tasks.c.date_enqueued)
+_waited = seconds(CLOCK - tasks.c.date_enqueued)
 _task_columns = [
     (parameter("monotonic", Double) - _waited).label(name)
     if name == "eligible_at"
@@ -535,7 +536,7 @@ LOCK_CLAIMED = Statement(
     "lock_claimed",
     select(
         *_task_columns,
-        cast(func.extract("epoch", CLOCK - tasks.c.date_started), Double).label("age"),
+        seconds(CLOCK - tasks.c.date_started).label("age"),
     )
     .where(in_state(states.DOING), tasks.c.claimed_by == parameter("worker", Integer))
     .order_by(tasks.c.id)
@@ -569,9 +570,7 @@ RELEASE = Statement(
 
 SECONDS_TO_NEXT_DUE = Statement(
     "seconds_to_next_due",
-    select(cast(func.extract("epoch", func.min(tasks.c.date_scheduled) - CLOCK), Double)).where(
-        in_state(states.WAITING), HAS_NO_PARENTS_LEFT
-    ),
+    select(seconds(func.min(tasks.c.date_scheduled) - CLOCK)).where(in_state(states.WAITING), HAS_NO_PARENTS_LEFT),
 )
 
 
