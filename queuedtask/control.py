@@ -38,6 +38,8 @@ STEP: Final = 0.25
 LONGEST_STEP: Final = 3600.0
 WARN_AFTER: Final = 1.0
 """Seconds after which a wait inside a task asks whether anybody is free to run what it waits for."""
+LISTEN_PATIENCE: Final = 1.0
+"""Seconds that a connection to listen on may take before the row is looked at all the same."""
 FIRST_LOOK: Final = 0.05
 """Seconds to the second look where nothing is heard."""
 NEVER: Final = float("inf")
@@ -150,7 +152,7 @@ class _Wait:
         try:
             with self._shielded():
                 self._announcements.expect(self._id, self._signal)
-            self._pause_until(self._announcements.has_tried, None)
+            self._pause_until(self._announcements.has_tried, LISTEN_PATIENCE)
             return self._judged(self._watch(end))
         finally:
             with self._shielded():

@@ -20,7 +20,9 @@ PROGRAM = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH",
 
 
 @contextmanager
-def pgbouncer(url: str, pool_mode: str = "transaction") -> Iterator[str]:
+def pgbouncer(
+    url: str, pool_mode: str = "transaction", *, server_connections: int = SERVER_CONNECTIONS
+) -> Iterator[str]:
     """Run a PgBouncer before the server of a URL, and give the URL by which the same database is reached through it."""
     if PROGRAM is None:
         pytest.skip("PgBouncer is not installed: apt-get install pgbouncer")
@@ -35,7 +37,7 @@ def pgbouncer(url: str, pool_mode: str = "transaction") -> Iterator[str]:
     (directory / "pgbouncer.ini").write_text(
         f"[databases]\n* = host={sockets} port={parts.port or 5432} user={parts.username}\n"
         "[pgbouncer]\nlisten_addr = 127.0.0.1\nauth_type = any\nunix_socket_dir =\n"
-        f"listen_port = {port}\npool_mode = {pool_mode}\ndefault_pool_size = {SERVER_CONNECTIONS}\n"
+        f"listen_port = {port}\npool_mode = {pool_mode}\ndefault_pool_size = {server_connections}\n"
         "max_client_conn = 200\nadmin_users = test\n"
     )
     with (directory / "log").open("wb") as log:

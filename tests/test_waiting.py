@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 import time
@@ -288,6 +289,21 @@ def test_the_connection_is_kept_for_the_next_wait_and_closed_with_the_queue(queu
     wait_until(is_awaited(database_url, ref))
     end(database_url, ref)
     assert one.over().error is None
+
+
+def test_a_connection_to_listen_on_that_does_not_come_holds_nobody_up(queue: Queue, database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        queue.config.listen_url = f"postgresql://test@127.0.0.1:{silent.getsockname()[1]}/test"
+        ref = queue.add_task("a:b")
+        one = Waiting(ref)
+        connection, _ = silent.accept()
+        with connection:
+            end(database_url, ref)
+            assert one.over().error is None
+            connection.setblocking(False)
+            connection.recv(1024)  # what is said first
+            with pytest.raises(BlockingIOError):
+                connection.recv(1024)  # else it has been given up
 
 
 def test_the_connection_is_closed_some_time_after_the_last_wait(

@@ -27,8 +27,9 @@ from queuedtask.errors import DatabaseUnavailable
 
 logger = logging.getLogger("queuedtask.database")
 
-# A cut network is noticed within about ten seconds; by default never.
-_NETWORK: Final[Mapping[str, object]] = {
+# A cut network is noticed within about ten seconds; by default never. What the URL says comes first.
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "application_name": "queuedtask",
     "connect_timeout": 5,
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -135,14 +136,11 @@ class Database:
 
     def _engine_for(self, url: str, *, keeps_idle: bool = True) -> Engine:
         parsed = make_url(url)
-        network = {name: value for name, value in _NETWORK.items() if name not in parsed.query}
-        if "application_name" not in parsed.query:
-            network["application_name"] = "queuedtask"
         pool: dict[str, Any] = {"pool_size": self.config.pool_size, "pool_use_lifo": True}
         if not keeps_idle:
             pool = {"poolclass": NullPool}
         # Whoever takes a connection ends its transaction; to make sure of it again is a tenth of adding a task.
-        engine = create_engine(parsed, connect_args=network, pool_reset_on_return=None, **pool)
+        engine = create_engine(parsed, connect_args=_defaults_for(parsed), pool_reset_on_return=None, **pool)
         event.listen(engine, "checkin", _remember_checkin)
         event.listen(engine, "checkout", _make_ready)
         return engine
@@ -227,11 +225,7 @@ class Database:
                     "notifications: give QUEUE_LISTEN_URL a direct connection"
                 )
             return connection
-        engine = self._engine_for(self.config.listen_url)
-        try:
-            return _detached(engine)
-        finally:
-            engine.dispose()
+        return _bare(make_url(self.config.listen_url))
 
     def open_for_task(self) -> "TaskConnection":
         """Take a connection from the pool, in a transaction, for a task that may have to be cancelled.
@@ -351,6 +345,22 @@ def _detached(engine: Engine) -> psycopg2.extensions.connection:
     proxied = _checkout(engine)
     proxied.detach()
     connection = cast(psycopg2.extensions.connection, proxied.dbapi_connection)
+    connection.autocommit = True
+    return connection
+
+
+def _defaults_for(url: URL) -> dict[str, Any]:
+    return {name: value for name, value in _DEFAULTS.items() if name not in url.query}
+
+
+def _bare(url: URL) -> psycopg2.extensions.connection:
+    """Open a connection on which nothing has been asked yet: a pooler with none to spare might not answer for long."""
+    _, parameters = url.get_dialect()().create_connect_args(url)
+    connection: psycopg2.extensions.connection
+    try:
+        connection = psycopg2.connect(**_defaults_for(url), **parameters)
+    except psycopg2.OperationalError as error:
+        raise unavailable(error) from error
     connection.autocommit = True
     return connection
 

@@ -173,7 +173,7 @@ class Link:
             return False
         try:
             # What it says is never looked at: it is a reason to look for work.
-            return bool(listener.received(before_check=lambda: self._watchdog.watch(listener.connection)))
+            return bool(listener.received())
         except psycopg2.Error as error:
             logger.debug("LISTEN was lost: %s", _line(error))
             self._drop_listener()
@@ -198,7 +198,8 @@ class Link:
         if not self._is_wanted:
             return
         try:
-            self._listener = Listener(self._database.connect_to_listen(), self._config.notify_channel)
+            connection = self._database.connect_to_listen()
+            self._listener = Listener(connection, self._config.notify_channel, watch=self._watchdog.watch)
         except (DatabaseUnavailable, psycopg2.Error) as error:
             self._listen_backoff.failed()
             if not self._was_deaf:

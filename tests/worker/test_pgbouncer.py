@@ -23,6 +23,7 @@ from inside import ended, fresh_event, working
 
 __all__ = ["fresh_event"]  # a fixture
 
+FAR = 3600.0
 TRACKED = {
     "application_name",
     "client_encoding",
@@ -141,10 +142,29 @@ def test_without_a_direct_connection_it_says_so_and_polls(pooled_url: str, caplo
 
 
 def test_a_pooler_that_keeps_sessions_may_be_listened_through_if_somebody_says_so(database_url: str) -> None:
-    with pgbouncer(database_url, "session") as url, contextlib.closing(Queue(url)) as queue:
+    enough = 8  # each connection has one of its own for as long as it is open
+    with (
+        pgbouncer(database_url, "session", server_connections=enough) as url,
+        contextlib.closing(Queue(url)) as queue,
+    ):
         queue.config.listen_url = url
-        with working(queue):
+        with working(queue, polling_interval=FAR, fallback_polling_interval=FAR):
             assert queue.add_task(jobs.add, 1, 1).wait(20) == 2
+
+
+def test_a_pooler_that_has_no_connection_left_to_listen_on_does_not_hold_the_worker_up(
+    queue: Queue, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        pgbouncer(database_url, "session", server_connections=1) as url,
+        contextlib.closing(Queue(url)) as pooled,
+        caplog.at_level(logging.WARNING),
+    ):
+        pooled.config.listen_url = url
+        # A third of the lease is how long the server may take for an answer.
+        with working(pooled, polling_interval=0.1, heartbeat_interval=1.0, lease=3.0):
+            assert queue.add_task(jobs.add, 1, 1).wait(20) == 2
+    assert any("cannot listen, polling every 0.1 s" in record.getMessage() for record in caplog.records)
 
 
 def test_a_direct_connection_is_known_as_one(queue: Queue) -> None:
