@@ -126,7 +126,7 @@ def test_a_connection_of_django_s(queue: Queue, database_url: str) -> None:
 def test_every_row_is_written_once_although_the_worker_is_killed_at_random(
     queue: Queue, database_url: str, seed: int
 ) -> None:
-    kills, number = 10, 0
+    kills, number = 5, 0
     chance = random.Random(seed)
     settings: dict[str, Any] = {"lease": 1, "heartbeat_interval": 0.3, "max_lost": 1000, "timeout_grace": 1}
     begun = "SELECT count(*)::int FROM queued_tasks WHERE state = 'done'"

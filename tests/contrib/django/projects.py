@@ -46,7 +46,6 @@ class Project:
             **kept,
             "PROJECT": json.dumps({**self.settings, "database": self.database}),
             "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def command(self, *arguments: str) -> list[str]:
