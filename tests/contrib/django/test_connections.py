@@ -1,11 +1,13 @@
 """Django's connections under a worker, and across a fork: kept, pooled, broken, interrupted, inherited."""
 
 import importlib.util
+from urllib.parse import urlsplit
 
 import pytest
 
 from contrib.django.projects import DRIVERS, Project
 from helpers import execute
+from poolers import pgbouncer
 from queuedtask.db.reads import TaskRow
 
 pytest.importorskip("django", reason="Django is not installed")
@@ -76,6 +78,28 @@ def test_the_pool_of_psycopg(database_url: str) -> None:
     assert [task.state for task in found] == ["done"] * 3
     assert len({task.result for task in found}) == 1
     assert project.run(FORKING) == "ok\n"
+
+
+def test_behind_pgbouncer(project: Project) -> None:
+    with pgbouncer(project.url) as through:
+        project.database |= {"HOST": "127.0.0.1", "PORT": urlsplit(through).port, "DISABLE_SERVER_SIDE_CURSORS": True}
+        project.settings["QUEUEDTASK"] = {"LISTEN_URL": project.url}
+        added(
+            project,
+            "from django.db import transaction\n"
+            "from orders.models import Order\n"
+            "for number in range(20):\n"
+            "    with transaction.atomic():\n"
+            "        tasks.charge.delay(Order.objects.create(customer=number).pk, number)\n"
+            "        transaction.set_rollback(number % 2 == 1)\n"
+            "with queue.batch() as batch:\n"
+            "    for number in range(20, 200): batch.add_task(tasks.charge, 0, number)\n",
+        )
+        worker = project.manage("queuedtask", "worker", "-w", "4", "--burst")
+    assert "cannot listen" not in worker.stderr
+    found = execute(project.url, "SELECT state, result::text::int FROM queued_tasks ORDER BY 2")
+    assert found == [("done", number) for number in (*range(0, 20, 2), *range(20, 200))]
+    assert execute(project.url, "SELECT count(*)::int, bool_and(is_charged) FROM orders_order") == [(10, True)]
 
 
 def test_options_of_djangos_are_not_taken_for_the_servers(project: Project) -> None:
