@@ -23,7 +23,7 @@ class QueuedTaskConfig(AppConfig):
 
         checks.register(check_settings)
         checks.register(check_schema, checks.Tags.database)
-        post_migrate.connect(_after_migrate_or_flush, sender=self)
+        post_migrate.connect(_after_migrate, sender=self)
         task_api.load_backends()
         try:
             module = conf.given().autodiscover
@@ -33,16 +33,12 @@ class QueuedTaskConfig(AppConfig):
             autodiscover_modules(module)
 
 
-def _after_migrate_or_flush(sender: AppConfig, using: str, **given: Any) -> None:
-    """Do for our tables what Django does not, because it does not manage them.
+def _after_migrate(sender: AppConfig, using: str, **given: Any) -> None:
+    """Make our tables where there are no migrations: ``MIGRATION_MODULES``, pytest's ``--nomigrations``.
 
-    Without migrations (``MIGRATION_MODULES``, pytest's ``--nomigrations``) it makes none, and ``flush``, which also
-    goes between the tests of a TransactionTestCase, leaves the tasks where they are.
+    Django makes none then, because it does not manage them. Only migrate has a plan; others send the signal, too.
     """
     from queuedtask.contrib.django import schema
 
-    # Only migrate has a plan.
-    if "plan" not in given:
-        schema.empty(using)
-    elif not schema.has_migrations(using):
+    if "plan" in given and not schema.has_migrations(using):
         schema.upgrade(using)

@@ -9,6 +9,7 @@ from unittest.mock import patch
 from django.contrib.auth.models import Permission, User
 from django.core import checks
 from django.core.management import CommandError, call_command
+from django.core.management.sql import emit_post_migrate_signal
 from django.db import connection, transaction
 from django.test import TestCase, TransactionTestCase, override_settings
 from inside import ended, working
@@ -167,6 +168,18 @@ class InATest(TestCase):
         self.assertEqual(before.date_scheduled, after.date_scheduled)
 
 
+class WithSomeApplications(TransactionTestCase):
+    """Django sends no signal after such tests, nor where ``serialized_rollback`` is set."""
+
+    available_apps = ("django.contrib.contenttypes", "django.contrib.auth", "queuedtask.contrib.django", "orders")
+
+    def add_one(self):
+        self.assertEqual(queue.find(), [])
+        tasks.charge.delay(1)
+
+    test_one = test_another = add_one
+
+
 class WithCommits(TransactionTestCase):
     """Transactions are real, and the tables emptied after each test."""
 
@@ -180,6 +193,17 @@ class WithCommits(TransactionTestCase):
             self.assertEqual(ref.state, "enqueued")
         self.assertTrue(is_there_for_others(ref))
         self.assertEqual((queue.clear(), queue.purge(older_than=timedelta(0))), (2, 0))
+
+    def test_only_flush_empties_the_tables(self):
+        ref = tasks.charge.delay(1)
+        # As a migration does that needs the permissions of the one before.
+        emit_post_migrate_signal(0, False, "default")
+        self.assertEqual(ref.state, "enqueued")
+        with patch("builtins.input", return_value="no"):
+            call_command("flush", stdout=io.StringIO())
+        self.assertEqual(ref.state, "enqueued")
+        call_command("flush", interactive=False)
+        self.assertEqual(queue.find(), [])
 
     def test_a_worker_finds_the_tests_database(self):
         self.assertEqual((queue.find(), queue.schedules()), ([], []))
