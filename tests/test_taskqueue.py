@@ -5,7 +5,7 @@ import functools
 import threading
 import uuid
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -246,7 +246,12 @@ BAD_OPTIONS = {
     "channel": ["", "x" * 65, 7, "a\0b"],
     "priority": ["1", 1.5, True, 2**31, -(2**31) - 1],
     "delay": [-1, "1", True, float("nan"), float("inf"), timedelta(seconds=-1), 10**12],
-    "run_at": [NAIVE, "2030-01-01", date(2030, 1, 1), 1893456000],
+    "run_at": [
+        *(NAIVE, "2030-01-01", date(2030, 1, 1), 1893456000),
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-5))),
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=5))),
+        datetime(9000, 1, 1, tzinfo=UTC),
+    ],
     "timeout": [0, 0.0, -1, "1", True, float("nan"), float("inf"), timedelta(0)],
     "max_retries": [-1, "1", 1.0, True, 2**31],
     "context": [[1], "x", {"a": object()}, {1: 2}, {"a": float("nan")}],

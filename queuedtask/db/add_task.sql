@@ -82,8 +82,8 @@ BEGIN
         wrong := 'delay and run_at: give one of them, not both';
     ELSIF NOT (coalesce(the_delay, 0) BETWEEN 0 AND longest) THEN
         wrong := format('delay => %L: must be 0 or more, at most 100 years', delay);
-    ELSIF NOT isfinite(run_at) THEN
-        wrong := format('run_at => %L: must be a time', run_at);
+    ELSIF NOT (coalesce(run_at, now()) >= '1970-01-01 00:00+00' AND coalesce(run_at, now()) < '9000-01-01 00:00+00') THEN
+        wrong := format('run_at => %L: must lie in the years 1970 to 8999', run_at);
     ELSIF NOT (coalesce(the_timeout, 1) > 0 AND coalesce(the_timeout, 1) <= longest) THEN
         wrong := format('timeout => %L: must be more than 0, at most 100 years', timeout);
     ELSIF the_retries < 0 THEN

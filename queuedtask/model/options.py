@@ -5,7 +5,7 @@ Rarely used options have no column of their own: they stand in the row's ``meta`
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from queuedtask.errors import Interrupted, InvalidTask, NotSerializable, TaskTimeout
@@ -22,6 +22,10 @@ REPLACING: Final = (REPLACE, DEBOUNCE)
 
 THREAD: Final = "thread"
 PROCESS: Final = "process"
+
+# PostgreSQL has more years than Python, which could not read such a row again; and what means "never" is a mistake.
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_END: Final = datetime(9000, 1, 1, tzinfo=UTC)
 
 _IN_CODE: Final = ("retry_on", "give_up_on")
 """The options that stay with the function: classes cannot be stored."""
@@ -214,6 +218,8 @@ def _aware_time(option: str, value: object) -> datetime:
         raise InvalidTask(
             f"{option}={value!r}: must be an aware datetime, such as datetime.now(timezone.utc) + timedelta(hours=1)"
         )
+    if not _EARLIEST <= value < _END:
+        raise InvalidTask(f"{option}={value!r}: must lie in the years {_EARLIEST.year} to {_END.year - 1}")
     return value
 
 
