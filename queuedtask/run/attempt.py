@@ -100,6 +100,8 @@ class Attempt:
     """The row does not say yet when the task's own code began."""
     start_written: threading.Event | None = None
     """Set when the row says so, for those who wait for that."""
+    is_guest = False
+    """It runs in a thread that is not a worker's, in the midst of somebody's test."""
     runs_alone = False
     """It runs in a process that it has for itself."""
     process: "IsolatedProcess | None" = None

@@ -169,6 +169,7 @@ class _Drain:
         attempt = Attempt(
             task, lambda: self._write_progress(attempt), None, self._config.task_timeout, self._connections
         )
+        attempt.is_guest = True
         errors: list[BaseException] = []
         attempt.on_error = errors.append
         mark = None if self._given is None else Mark(self._given)

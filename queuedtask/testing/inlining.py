@@ -283,6 +283,7 @@ class _Inline:
         queue, config = self._queue, self._queue.config
         connections = _ConnectionsBesideNoTask(queue, self._records)
         attempt = Attempt(task, lambda: self._keep(record, attempt), None, config.task_timeout, connections)
+        attempt.is_guest = True
         errors: list[BaseException] = []
         attempt.on_error = errors.append
         record.started = datetime.now(UTC)

@@ -12,7 +12,6 @@ from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 from uuid import UUID
 
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.apps import apps
 from django.core import checks
 from django.db import connections
@@ -256,18 +255,7 @@ def _function_of(task: Any) -> Callable[..., Any]:
 
         @functools.wraps(function)
         async def run(*args: Any, **kwargs: Any) -> Any:
-            # A thread of its own for what it calls with sync_to_async: all slots would share one else.
-            async with ThreadSensitiveContext():
-                try:
-                    returned = api.normalize_json(await function(*given(args), **kwargs))
-                except BaseException as error:
-                    before = error.__traceback__
-                    await sync_to_async(connections.close_all)()
-                    # Raised in that thread as well, which leaves its marks.
-                    error.__traceback__ = before
-                    raise
-                await sync_to_async(connections.close_all)()
-                return returned
+            return api.normalize_json(await function(*given(args), **kwargs))
 
     else:
 

@@ -11,6 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, reset_queries
 
 from queuedtask.contrib.django import conf
+from queuedtask.contrib.django.coroutines import beside_the_loop
 from queuedtask.contrib.django.database import DjangoDatabase, lend_to, let_attempts_cancel, take_back, url_of_alias
 from queuedtask.db.connections import Database
 from queuedtask.errors import ConfigError
@@ -40,6 +41,7 @@ class DjangoQueue(Queue):
             url = "postgresql://"
         super().__init__(url, config=given.config)
         self.around_run(_around_an_attempt)
+        self.around_run(beside_the_loop)
         # Behind PgBouncer the number of a connection's backend is not the server's, where it would hit somebody else.
         if self.config.listen_url is None and self.config.use_postgresql_notify:
             let_attempts_cancel(given.alias)
@@ -87,11 +89,13 @@ def _set_up() -> None:
 def _around_an_attempt(task: TaskView) -> Iterator[None]:
     """Give the attempt connections that work, leave none behind that is broken, and have its SQL cancelled in time.
 
-    What is inside ``atomic()`` is left alone: then the task runs in somebody's test, in his thread.
+    In the midst of somebody's test his connections are left alone.
     """
     attempt = current_attempt()
-    reset_queries()
-    _close_old_connections()
+    is_guest = attempt is not None and attempt.is_guest
+    if not is_guest:
+        reset_queries()
+        _close_old_connections()
     if attempt is not None:
         lend_to(attempt)
     try:
@@ -101,14 +105,19 @@ def _around_an_attempt(task: TaskView) -> Iterator[None]:
             take_back(attempt)
         # An exception that was thrown into the driver leaves a connection in the middle of a query, and a
         # cancellation may still be on its way.
-        _close_old_connections(is_interrupted=attempt is not None and attempt.interrupted_at is not None)
+        if attempt is not None and attempt.interrupted_at is not None:
+            _close_connections()
+        elif not is_guest:
+            _close_old_connections()
 
 
-def _close_old_connections(*, is_interrupted: bool = False) -> None:
+def _close_old_connections() -> None:
     for connection in connections.all(initialized_only=True):
-        if connection.in_atomic_block:
-            continue
-        if is_interrupted:
-            connection.close()
-        else:
+        if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+
+
+def _close_connections() -> None:
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()

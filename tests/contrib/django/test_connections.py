@@ -51,6 +51,31 @@ def test_a_broken_connection_is_not_handed_on(project: Project) -> None:
     assert before.result != after.result
 
 
+def test_the_orm_s_calls_of_each_coroutine_have_a_connection_of_their_own(project: Project) -> None:
+    project.database["CONN_MAX_AGE"] = None
+    added(
+        project,
+        "once = queue.options(max_retries=0)\n"
+        "for f in (tasks.backend_of_a_coroutine, tasks.break_off_in_a_coroutine, tasks.backend_of_a_coroutine):\n"
+        "    once.add_task(f)",
+    )
+    before, broken, after = worked_off(project)
+    assert (before.state, broken.state, after.state) == ("done", "failed", "done")
+    assert before.result != after.result
+
+
+def test_a_call_that_holds_one_coroutine_up_holds_up_no_other(project: Project) -> None:
+    added(
+        project,
+        "once = queue.options(max_retries=0)\n"
+        "once.options(timeout=1).add_task(tasks.block, 20)\n"
+        "once.options(timeout=5).add_task(tasks.backend_of_a_coroutine)",
+    )
+    project.manage("queuedtask", "worker", "-w", "2", "--burst")
+    held_up, other = project.tasks()
+    assert (held_up.error_type, other.state) == ("TaskTimeout", "done")
+
+
 def test_a_timeout_reaches_a_query_on_djangos_connection(project: Project) -> None:
     project.database["CONN_MAX_AGE"] = None
     added(

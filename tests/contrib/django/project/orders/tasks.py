@@ -1,3 +1,6 @@
+import time
+
+from asgiref.sync import sync_to_async
 from django.db import connection
 
 from orders.models import Order
@@ -39,3 +42,27 @@ def break_off():
     """Leave Django's connection behind as no application should."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+async def count_and_order():
+    """Return how many orders there are, and make one more."""
+    found = await Order.objects.acount()
+    await Order.objects.acreate(customer="async")
+    return found
+
+
+async def backend_of_a_coroutine():
+    return await sync_to_async(backend)()
+
+
+async def break_off_in_a_coroutine():
+    await sync_to_async(break_off)()
+
+
+async def block(seconds):
+    """Hold up the thread in which the ORM's calls of this coroutine run."""
+    await sync_to_async(time.sleep)(seconds)
+
+
+async def fail_in_a_coroutine():
+    await sync_to_async(fail)()

@@ -20,7 +20,7 @@ from queuedtask import DuplicateTask, NotAllowed, NotCommitted, ParentNotFound, 
 from queuedtask.contrib.django import queue
 from queuedtask.contrib.django.models import Task, TaskAttempt, TaskLog, Worker
 from queuedtask.contrib.django.queues import _around_an_attempt
-from queuedtask.testing import drain
+from queuedtask.testing import drain, inline
 
 
 def is_there_for_others(ref):
@@ -166,6 +166,43 @@ class InATest(TestCase):
             self.assertIsNone(Task.objects.get().date_created.tzinfo)
         self.assertIsNotNone(after.date_created.utcoffset())
         self.assertEqual(before.date_scheduled, after.date_scheduled)
+
+
+class Coroutines(TestCase):
+    """What they ask of the ORM belongs to the test's transaction."""
+
+    def setUp(self):
+        Order.objects.create(customer="ann")
+
+    def test_drained(self):
+        queue.add_task(tasks.count_and_order)
+        (ran,) = drain(queue)
+        self.assertEqual((ran.result, Order.objects.count()), (1, 2))
+
+    def test_inline(self):
+        with inline(queue) as ran:
+            queue.add_task(tasks.count_and_order)
+        self.assertEqual((ran[0].result, Order.objects.count()), (1, 2))
+
+    def test_an_error_of_theirs(self):
+        with self.assertRaisesMessage(ValueError, "no money"), inline(queue):
+            queue.add_task(tasks.fail_in_a_coroutine)
+        self.assertEqual(Order.objects.count(), 1)
+
+
+class InTheMidstOfATest(TransactionTestCase):
+    """Without a transaction the test's connection is still the test's."""
+
+    def test_its_connection_stays_open(self):
+        Order.objects.bulk_create([Order(customer=str(number)) for number in range(10)])
+        with inline(queue) as ran:
+            for order in Order.objects.iterator(chunk_size=2):
+                queue.add_task(tasks.charge, order.pk)
+            queue.add_task(tasks.backend_of_a_coroutine)
+        self.assertEqual(Order.objects.filter(is_charged=True).count(), 10)
+        self.assertEqual(ran[-1].result, tasks.backend())
+        queue.add_task(tasks.backend_of_a_coroutine)
+        self.assertEqual(drain(queue)[0].result, tasks.backend())
 
 
 class WithSomeApplications(TransactionTestCase):
