@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from django.apps import apps
 from django.conf import settings
@@ -48,6 +48,12 @@ class DjangoQueue(Queue):
 
     def _open(self, engine: Any) -> Database:
         return DjangoDatabase(self.config, self._alias)
+
+    def _moved_to(self, database_url: str) -> NoReturn:
+        raise ConfigError(
+            "Django's queue is where Django's connection is, and the test runner puts that on a test database: leave "
+            "queue_on() and queuedtask_queue out"
+        )
 
     def _default_connection(self) -> object:
         return self._alias

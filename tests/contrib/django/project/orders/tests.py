@@ -16,11 +16,11 @@ from inside import ended, working
 
 from orders import tasks
 from orders.models import Order
-from queuedtask import DuplicateTask, NotAllowed, NotCommitted, ParentNotFound, Queue, TaskNotFound
+from queuedtask import ConfigError, DuplicateTask, NotAllowed, NotCommitted, ParentNotFound, Queue, TaskNotFound
 from queuedtask.contrib.django import queue
 from queuedtask.contrib.django.models import Task, TaskAttempt, TaskLog, Worker
 from queuedtask.contrib.django.queues import _around_an_attempt
-from queuedtask.testing import drain, inline
+from queuedtask.testing import drain, inline, queue_on
 
 
 def is_there_for_others(ref):
@@ -230,6 +230,10 @@ class WithCommits(TransactionTestCase):
             self.assertEqual(ref.state, "enqueued")
         self.assertTrue(is_there_for_others(ref))
         self.assertEqual((queue.clear(), queue.purge(older_than=timedelta(0))), (2, 0))
+
+    def test_it_is_not_moved_by_itself(self):
+        with self.assertRaisesMessage(ConfigError, "test runner"), queue_on(queue, "postgresql://elsewhere"):
+            pass
 
     def test_only_flush_empties_the_tables(self):
         ref = tasks.charge.delay(1)
