@@ -80,17 +80,21 @@ class _Record:
     """A task in memory: what its row would hold."""
 
     def __init__(self, spec: TaskSpec, parents: "Sequence[_Record]") -> None:
-        self.spec = spec
         self.parents = parents
         self.state = states.ENQUEUED
         self.attempt = 0
-        self.failures = 0
-        self.context = spec.context
+        self.become(spec)
         self.outcome = Outcome(outcome.RETURNED)
         self.lines: list[tuple[int, Line, datetime]] = []
         self.created = datetime.now(UTC)
         self.started: datetime | None = None
         self.done: datetime | None = None
+
+    def become(self, spec: TaskSpec) -> None:
+        """Take what is to be run, or what replaces it."""
+        self.spec = spec
+        self.failures = 0
+        self.context = spec.context
 
     @property
     def result(self) -> str | None:
@@ -207,9 +211,12 @@ class _Inline:
         if unknown := [parent for parent in spec.parents if parent not in self._records]:
             raise ParentNotFound(f"parent={unknown[0]}: there is no such task among those added inside inline()")
         if (holder := self._holder_of(spec)) is not None:
-            if spec.on_conflict == options.RAISE:
+            is_replacing = spec.on_conflict in options.REPLACING
+            if spec.on_conflict == options.RAISE or (is_replacing and holder.state not in states.PENDING):
                 said = f"unique_key={spec.unique_key!r} is held by task {holder.spec.id}, which is {holder.state}"
                 raise DuplicateTask(said, task_id=holder.spec.id)
+            if is_replacing:
+                holder.become(spec._replace(id=holder.spec.id))
             return _Ref(self._queue, holder, created=False)
         record = _Record(spec, [self._records[parent] for parent in spec.parents])
         self._records[spec.id] = record
@@ -228,7 +235,8 @@ class _Inline:
             return None
         for record in self._records.values():
             # One that is replaceable gives its key up when it runs.
-            is_free = record.has_ended or (record.state == states.DOING and spec.on_conflict in options.REPLACING)
+            is_replaceable = record.spec.on_conflict in options.REPLACING
+            is_free = record.has_ended or (record.state == states.DOING and is_replaceable)
             if record.spec.unique_key == spec.unique_key and not is_free:
                 return record
         return None

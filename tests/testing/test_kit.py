@@ -171,6 +171,27 @@ def test_a_line_is_kept_once_however_many_capture(nowhere: Queue) -> None:
     assert [[line.message for line in each.ref.logs()] for each in ran] == [["half way"], []]
 
 
+def test_inline_replaces_what_has_not_begun(nowhere: Queue) -> None:
+    with inline(nowhere) as ran, nowhere.batch() as batch:
+        keyed = batch.options(unique_key="a", on_conflict="replace")
+        first = keyed.options(context={"by": "first"}).add_task(jobs.note, 1)
+        second = keyed.options(context={"by": "second"}).add_task(jobs.note, 2)
+        assert (first.id, second.created) == (second.id, False)
+    assert [(one.ref.id, one.result, one.context["by"]) for one in ran] == [(first.id, 2, "second")]
+
+
+def replaces_its_like() -> None:
+    jobs.queue.options(unique_key="a", on_conflict="replace").add_task(jobs.note, 2)
+
+
+def test_inline_replaces_what_runs_only_if_it_was_added_to_be_replaced(nowhere: Queue) -> None:
+    with inline(nowhere):
+        with pytest.raises(DuplicateTask, match="which is doing"):
+            nowhere.options(unique_key="a").add_task(replaces_its_like)
+        nowhere.options(unique_key="a", on_conflict="replace").add_task(replaces_its_like)
+    assert jobs.seen == [2]
+
+
 def test_inline_holds_unique_keys_while_a_task_runs(nowhere: Queue) -> None:
     with inline(nowhere):
         first = nowhere.options(unique_key="a").add_task(jobs.note, 1)
