@@ -95,6 +95,15 @@ class Server:
 class _Task(WSGITask):
     """A request; when the server is about to end, its client is told so with the answer."""
 
+    def execute(self) -> None:
+        try:
+            super().execute()
+        except Exception:
+            raise
+        except BaseException as error:
+            # Waitress would neither answer it nor close the connection.
+            raise RuntimeError(f"the application raised {type(error).__name__}") from error
+
     def build_response_header(self) -> bytes:
         if not self.channel.server.accepting:
             request: Any = self.request  # also one that could not be read, which is answered and closed

@@ -46,6 +46,8 @@ def respond(path: str, given: dict[str, str], body: bytes) -> str:
         case "/for-ever":
             Path(given["directory"], "request began").touch()
             time.sleep(3600)
+        case "/exit":
+            raise SystemExit("no way to treat a server")
         case "/large":
             return "x" * 30_000_000
     return "unknown"

@@ -112,6 +112,14 @@ def test_an_application_alone_is_http_only(queue: Queue, database_url: str) -> N
         assert running.children() == []
 
 
+def test_a_view_that_would_exit_is_answered_like_any_that_fails(queue: Queue, database_url: str) -> None:
+    with serving(database_url, SITE, *ANYWHERE) as running:
+        port = port_of(running)
+        assert [get(port, path)[0] for path in ("/exit", "/exit", "/hello")] == [500, 500, 200]
+        assert running.stop() == 0
+        assert not [line for line in running.printed if "given up" in line]
+
+
 def test_an_application_and_workers_under_one_supervisor(queue: Queue, database_url: str, tmp_path: Path) -> None:
     (tmp_path / "task may end").touch()
     with serving(database_url, SITE, "--workers=3", "-p", "2", *ANYWHERE) as running:
