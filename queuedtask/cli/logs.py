@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from queuedtask.config import Config
 from queuedtask.errors import ConfigError
 from queuedtask.run.attempt import TaskFields
+from queuedtask.run.logs import described
 
 if TYPE_CHECKING:
     from pythonjsonlogger.json import JsonFormatter
@@ -89,7 +90,7 @@ def _json_formatter(worker: WorkerId) -> "JsonFormatter":
                 "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
                 "level": record.levelname,
                 "logger": record.name,
-                "message": record.message or None,  # none where a mapping was logged: that is in the extra fields
+                "message": record.message or None,
                 "process": record.process,
                 "thread": record.threadName,
                 "worker": worker(),
@@ -97,8 +98,11 @@ def _json_formatter(worker: WorkerId) -> "JsonFormatter":
                 "exception": extra.pop("exc_info", None),
                 "stack": extra.pop("stack_info", None),
             }
-            log_data.update({name: value for name, value in fields.items() if value is not None})
-            log_data.update({name: value for name, value in extra.items() if name not in fields})
+            if not extra.get("message"):
+                extra.pop("message", None)  # a mapping was logged, without one
+            known = {name: value for name, value in fields.items() if value is not None}
+            log_data.update(known)
+            log_data.update({name: value for name, value in extra.items() if name not in (*known, *_OF_TASK)})
 
     # NaN is no JSON.
     return Formatter(json_serializer=partial(json.dumps, allow_nan=False))
@@ -109,7 +113,7 @@ def _plain(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
     try:
         text = record.getMessage()
     except Exception:
-        text = repr(record.msg)
+        text = described(record.msg)
     text = f"{text} (could not be written in full: {type(error).__name__})"
     plain = logging.LogRecord(record.name, record.levelno, "", 0, text, None, record.exc_info)
     kept = ("created", "levelname", "process", "threadName", *_OF_TASK)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Final, Protocol, cast
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet
 
 import click
 from flask import Flask, current_app, g, has_app_context
@@ -66,8 +66,6 @@ class QueuedTask(Queue):
 
     hooks: "_SharedHooks"
     # What an instance has by itself; all else that a Queue has is looked up in the application's one.
-    _count = 0
-    _only: "ref[FlaskQueue] | None" = None
     _moved: tuple[ExitStack, str] | None = None
     home: "FlaskQueue | None" = None
     """The queue of the application that this process works for, if it is a worker's."""
@@ -98,8 +96,6 @@ class QueuedTask(Queue):
         app.extensions[NAME] = queue
         app.cli.add_command(command)
         self._queues.add(queue)
-        self._count += 1
-        self._only = ref(queue)
         if self._moved is not None:
             moved, url = self._moved
             moved.enter_context(queue._moved_to(url))
@@ -114,18 +110,18 @@ class QueuedTask(Queue):
             raise NoApplication(f"the current application {_this_app().name!r} has not been given to init_app()")
         if self.home is not None:
             return self.home
-        only = self._only() if self._only is not None else None
-        if self._count > 1:
+        known = list(self._queues)
+        if len(known) > 1:
             raise NoApplication(
                 "this QueuedTask has several applications: say which by `with app.app_context():`, "
                 f"or use app.extensions[{NAME!r}]"
             )
-        if only is None:
+        if not known:
             raise NoApplication(
                 "no application has been given to init_app() in this process; a worker gets it by "
                 f"`flask queuedtask worker`, or with FLASK_APP and -a {APPLICATION}"
             )
-        return only
+        return known[0]
 
     def __getattr__(self, name: str) -> Any:
         """Return what belongs to the application: its configuration, its connections."""
@@ -139,7 +135,7 @@ class QueuedTask(Queue):
             raise _NothingHere(str(error)) from None
 
     def __repr__(self) -> str:
-        return f"<QueuedTask for {self._count} applications>"
+        return f"<QueuedTask for {len(self._queues)} applications>"
 
     def _default_connection(self) -> object:
         return self.queue._default_connection()
@@ -156,15 +152,15 @@ class QueuedTask(Queue):
 
         So a test that makes an application has one, whatever other tests have made.
         """
-        before = self._moved, self._count, self._only
+        before = self._moved, list(self._queues)
         try:
             with ExitStack() as moved:
-                for queue in list(self._queues):
+                for queue in before[1]:
                     moved.enter_context(queue._moved_to(database_url))
                 self._moved = moved, database_url
                 yield
         finally:
-            self._moved, self._count, self._only = before
+            self._moved, self._queues = before[0], WeakSet(before[1])
 
     def _in_context(self, task: TaskView) -> Iterator[None]:
         # For a worker that was given this object itself.

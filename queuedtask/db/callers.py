@@ -153,8 +153,8 @@ class Mark:
 
     def __init__(self, connection: object) -> None:
         self._given = _of_alias(connection) if isinstance(connection, str) else connection
-        self._cursor = cursor_on(self._given)
-        self._cursor.execute(f"SAVEPOINT {SAVEPOINT}")
+        self._callbacks = len(getattr(self._given, "run_on_commit", ()))
+        cursor_on(self._given).execute(f"SAVEPOINT {SAVEPOINT}")
 
     def mend(self) -> bool:
         """Go back to it if the transaction takes no more statements; tell whether it was so."""
@@ -162,7 +162,9 @@ class Mark:
             cursor_on(self._given).execute("SELECT 1")
         except Exception:
             if _is_a(self._given, "django.db.backends.base.base", "BaseDatabaseWrapper"):
-                cast(Any, self._given).needs_rollback = False  # as transaction.set_rollback() does
+                wrapper = cast(Any, self._given)
+                wrapper.needs_rollback = False  # as transaction.set_rollback() does
+                del wrapper.run_on_commit[self._callbacks :]  # what was to follow on what is undone
             _go_back(cursor_on(self._given))
             return True
         # It is not released: whoever has ended the transaction that it was in has taken it along.

@@ -119,12 +119,20 @@ class TaskLogHandler(logging.Handler):
             )
 
 
+def described(message: object) -> str:
+    """Return what is known of what somebody has logged and cannot be written."""
+    try:
+        return repr(message)
+    except Exception:
+        return f"<{type(message).__qualname__}>"
+
+
 def _message(record: logging.LogRecord) -> str:
     try:
         text = _formatter.format(record)
     except Exception as error:
         # Wrong arguments for the format, or a __str__ that raises: logging itself would print and go on.
-        text = f"{record.msg!r} (could not be formatted: {type(error).__name__})"
+        text = f"{described(record.msg)} (could not be formatted: {type(error).__name__})"
     return clean_text(text, MAX_BYTES // 4)
 
 

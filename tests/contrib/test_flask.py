@@ -220,6 +220,9 @@ def test_an_application_that_nobody_has_any_more_goes(database_url: str) -> None
     assert gone() is None
     with pytest.raises(NoApplication):
         extension.find()
+    another = make_app(database_url)
+    extension.init_app(another)
+    assert extension.find() == []  # the only one there is
 
 
 # ------------------------------------------------------------------------------------------------------------ contexts

@@ -63,7 +63,7 @@ def test_what_is_awkward_is_one_line_too(queue: Queue, database_url: str) -> Non
         assert worker.process.wait(60) == 0
         worker.close()
         lines = [line for line in written(worker) if line["logger"] == "shop"]
-    lines_, failed, wrong, number, odd, mapping, stack = lines
+    lines_, failed, wrong, number, odd, mapping, message, silent, stack = lines
     assert lines_["message"] == "two\nlines \u2028 \udc80"
     assert failed["exception"].startswith("Traceback")
     assert "ZeroDivisionError" in failed["exception"]
@@ -72,6 +72,8 @@ def test_what_is_awkward_is_one_line_too(queue: Queue, database_url: str) -> Non
     assert number["message"] == "a number (could not be written in full: ValueError)"
     assert (odd["level"], odd["order"], odd["task_id"]) == ("INFO", {"id": 7}, failed["task_id"])
     assert (mapping["rows"], "message" in mapping) == (3, False)
+    assert (message["message"], message["level"]) == ("order paid", "INFO")
+    assert silent["message"] == "<Silent> (could not be written in full: RuntimeError)"
     assert "log_awkwardly" in stack["stack"]
 
 

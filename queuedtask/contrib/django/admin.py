@@ -93,7 +93,10 @@ class _OfSample(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
         value = self.value()
-        return queryset if value is None else queryset.filter(**{str(self.parameter_name): value})
+        if value is None:
+            return queryset
+        # PostgreSQL takes no NUL, and so has none.
+        return queryset.none() if "\0" in value else queryset.filter(**{str(self.parameter_name): value})
 
 
 class ChannelFilter(_OfSample):

@@ -228,7 +228,7 @@ def _abandon_what_was_inherited() -> None:
         if wrapper.alias in _used:
             _abandoned.append(wrapper.connection)
             wrapper.connection = None
-    for alias in _used:
+    for alias in _used & set(connections):
         pools = getattr(type(connections[alias]), "_connection_pools", {})
         _abandoned.append(pools.pop(alias, None))
 

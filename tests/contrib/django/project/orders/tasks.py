@@ -1,7 +1,7 @@
 import time
 
 from asgiref.sync import sync_to_async
-from django.db import connection
+from django.db import connection, transaction
 
 from orders.models import Order
 from queuedtask import getLogger
@@ -66,3 +66,11 @@ async def block(seconds):
 
 async def fail_in_a_coroutine():
     await sync_to_async(fail)()
+
+
+def order_and_fail():
+    """Break the transaction that a test is in."""
+    order = Order.objects.create(customer="ben")
+    transaction.on_commit(lambda: charge.delay(order.pk))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1 / 0")

@@ -189,6 +189,12 @@ class Coroutines(TestCase):
             queue.add_task(tasks.fail_in_a_coroutine)
         self.assertEqual(Order.objects.count(), 1)
 
+    def test_what_is_undone_has_no_consequences(self):
+        queue.options(max_retries=0).add_task(tasks.order_and_fail)
+        with self.captureOnCommitCallbacks(execute=True) as called:
+            (ran,) = drain(queue, raise_errors=False)
+        self.assertEqual((ran.state, Order.objects.count(), called), ("failed", 1, []))
+
 
 class InTheMidstOfATest(TransactionTestCase):
     """Without a transaction the test's connection is still the test's."""
@@ -317,6 +323,7 @@ class InTheAdmin(TestCase):
         self.assertEqual(self.page("?state=done"), [])
         self.assertEqual(self.page("?state=enqueued"), [self.ref, self.other])
         self.assertEqual(self.page("?channel=mail"), [self.ref])
+        self.assertEqual((self.page("?channel=%00"), self.page("?name=%00")), ([], []))
         self.assertEqual(self.page("?name=orders.tasks.charge"), [self.other])
         self.assertEqual(self.page(f"?q={self.other.id}"), [self.other])
         self.assertEqual(self.page("?q=orders.tasks.f"), [self.ref])
