@@ -4,7 +4,8 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.core import checks
-from django.db.models.signals import post_migrate
+from django.core.management import CommandError
+from django.db.models.signals import post_migrate, pre_save
 from django.utils.module_loading import autodiscover_modules
 
 
@@ -24,6 +25,8 @@ class QueuedTaskConfig(AppConfig):
         checks.register(check_settings)
         checks.register(check_schema, checks.Tags.database)
         post_migrate.connect(_after_migrate, sender=self)
+        for model in self.get_models():
+            pre_save.connect(_refuse_a_dump, sender=model)
         task_api.load_backends()
         try:
             module = conf.given().autodiscover
@@ -42,3 +45,12 @@ def _after_migrate(sender: AppConfig, using: str, **given: Any) -> None:
 
     if "plan" in given and not schema.has_migrations(using):
         schema.upgrade(using)
+
+
+def _refuse_a_dump(raw: bool, **given: Any) -> None:
+    """Say so clearly: only loaddata comes past the models' own refusal to be saved.
+
+    A dump has no edges between parents and children, so what waits for a parent would wait for ever.
+    """
+    if raw:
+        raise CommandError("tasks cannot be loaded from a dump: loaddata --exclude queuedtask, and dumpdata likewise")

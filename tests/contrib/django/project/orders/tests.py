@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tempfile
 from contextlib import closing
 from datetime import timedelta
 from unittest.mock import patch
@@ -240,6 +241,17 @@ class WithCommits(TransactionTestCase):
     def test_it_is_not_moved_by_itself(self):
         with self.assertRaisesMessage(ConfigError, "test runner"), queue_on(queue, "postgresql://elsewhere"):
             pass
+
+    def test_tasks_are_not_loaded_from_a_dump(self):
+        order = Order.objects.create(customer="ann")
+        tasks.charge.delay(order.pk)
+        with tempfile.NamedTemporaryFile(suffix=".json") as dump:
+            call_command("dumpdata", exclude=["contenttypes", "auth.permission"], output=dump.name)
+            call_command("flush", interactive=False)
+            with self.assertRaisesMessage(CommandError, "loaddata --exclude queuedtask"):
+                call_command("loaddata", dump.name, verbosity=0)
+            call_command("loaddata", dump.name, exclude=["queuedtask"], verbosity=0)
+        self.assertEqual((Order.objects.get(), queue.find()), (order, []))
 
     def test_only_flush_empties_the_tables(self):
         ref = tasks.charge.delay(1)
