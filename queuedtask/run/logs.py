@@ -87,7 +87,7 @@ class TaskLogHandler(logging.Handler):
 
     def __init__(self, level: int, current: Callable[[], Capturing | None]) -> None:
         super().__init__(level)
-        self._current = current
+        self.current = current
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Filter and emit without the handler's lock.
@@ -101,7 +101,7 @@ class TaskLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Format the record and keep it, in the thread that logged it."""
-        attempt = self._current()
+        attempt = self.current()
         if attempt is None or record.name.partition(".")[0] in _OURS_AND_DRIVERS or record.name in _ABOUT_TASKS:
             return
         # Where several capture (a worker in this process, and a test that runs tasks itself), the first one takes it.
@@ -111,7 +111,7 @@ class TaskLogHandler(logging.Handler):
             of_request = "" if (request := attempt.request_id) is None else f"[{request}] "
             attempt.log.append(
                 Line(
-                    record.levelname.lower()[:50],
+                    clean_text(record.levelname.lower(), 50),
                     clean_text(record.name, 1000),
                     f"{of_request}{_message(record)}",
                     time.monotonic(),
@@ -148,12 +148,16 @@ class capture_logs:  # noqa: N801 (a context manager reads as a verb)
         self._handler = TaskLogHandler(level, current)
 
     def __enter__(self) -> None:
+        _shield_handlers()
+        _capturing.append(self._handler)
         with _levels.lock:
             _levels.lower(self._handler.level)
             _levels.open += 1
         logging.getLogger().addHandler(self._handler)
 
     def __exit__(self, *exception: object) -> None:
+        if self._handler in _capturing:
+            _capturing.remove(self._handler)
         logging.getLogger().removeHandler(self._handler)
         with _levels.lock:
             _levels.open = max(0, _levels.open - 1)
@@ -164,11 +168,41 @@ class capture_logs:  # noqa: N801 (a context manager reads as a verb)
 def forget_captures() -> None:
     """Catch nothing any more, in a process that was forked off while blocks of ``capture_logs`` ran in threads."""
     global _levels
+    _capturing.clear()
     root = logging.getLogger()
     for handler in [each for each in root.handlers if isinstance(each, TaskLogHandler)]:
         root.removeHandler(handler)
     _levels.put_back()
     _levels = _Levels()  # with a lock that no thread of the parent holds
+
+
+_capturing: Final[list[TaskLogHandler]] = []
+_call_handlers: Callable[[logging.Logger, logging.LogRecord], None] = logging.Logger.callHandlers
+
+
+def _shield_handlers() -> None:
+    """Have all handlers called with the interrupts of the attempt held back, once and for good.
+
+    An interrupt that lands between the taking of a handler's lock and the ``try`` after it leaves the lock held, and
+    every thread that logs waits for it for ever. A handler takes its lock in its own code or in logging's, so only
+    what calls them all can hold it back.
+    """
+    global _call_handlers
+    if logging.Logger.callHandlers is not _call_shielded:
+        _call_handlers = logging.Logger.callHandlers
+        logging.Logger.callHandlers = _call_shielded  # type: ignore[method-assign, assignment]
+
+
+def _call_shielded(logger: logging.Logger, record: logging.LogRecord) -> None:
+    for handler in _capturing.copy():
+        if (attempt := handler.current()) is not None:
+            root = logging.getLogger()
+            if handler not in root.handlers:
+                root.addHandler(handler)  # somebody has configured logging anew, as modules do when they are imported
+            with attempt.guard.hold():
+                _call_handlers(logger, record)
+            return
+    _call_handlers(logger, record)
 
 
 class _Levels:
