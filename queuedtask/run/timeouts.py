@@ -14,8 +14,11 @@ A coroutine is interrupted by cancelling its asyncio task, which works while it 
 import asyncio
 import contextlib
 import ctypes
+import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final
@@ -29,6 +32,23 @@ _NO_EXCEPTION: Final = ctypes.py_object()
 """A null pointer; ctypes would hand over None itself, which the thread would then try to raise."""
 NOTHING: Final = object()
 """Stands for "has not returned"."""
+
+
+def _leave(error: BaseException | None) -> None:
+    """End a process that was forked off inside the call, as Python would end it, instead of going on as its parent."""
+    code: object = 0
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code
+        if not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
+            code = 1
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code & 0xFF if isinstance(code, int) else 1)
 
 
 class Guard:
@@ -79,6 +99,7 @@ class Guard:
         """Call a function, interruptibly; keep what it returned or raised. Never raises anything itself."""
         self._thread = threading.get_ident()
         self._armed = True
+        process = os.getpid()
         try:
             try:
                 self._give_token()
@@ -92,6 +113,8 @@ class Guard:
             if self.error is None and self.value is NOTHING:
                 self.error = error
         self._armed = False
+        if os.getpid() != process:
+            _leave(self.error)
         if self._sent:
             # Nothing is pending any more; make sure of it, for the thread goes on with somebody else's task.
             _set_async_exception(self._thread, _NO_EXCEPTION)

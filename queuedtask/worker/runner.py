@@ -36,6 +36,7 @@ class Runner:
 
     def __init__(self, wire: Wire, config: Config, *, connect: Callable[[], Connections], hooks: Hooks) -> None:
         self._wire = wire
+        wire.keeps_all = True  # how the attempt has ended is among it
         self._waker = Waker()
         self._config = config
         self._resolve = Resolver(config)
@@ -56,6 +57,8 @@ class Runner:
             for message in early:
                 self._obey(message)
             while True:
+                # What the slot could not take at once, such as a large result, goes as soon as it can.
+                poll.modify(self._wire, select.POLLIN | (select.POLLOUT if self._wire.is_unsent else 0))
                 poll.poll(None if self._attempt is None else INTERVAL * 1000)
                 self._waker.clear()
                 try:

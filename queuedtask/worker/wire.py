@@ -31,6 +31,8 @@ class Wire:
         self._unsent = b""
         self._sending = threading.Lock()
         self.is_closed = False
+        self.keeps_all = False
+        """However much the other end leaves unread, nothing is dropped."""
 
     @classmethod
     def pair(cls) -> tuple["Wire", socket.socket]:
@@ -51,7 +53,7 @@ class Wire:
 
     def send(self, **message: Any) -> None:
         """Send a message, or keep it until the other end reads. To an end that is gone it is lost without a word."""
-        if self.is_closed or len(self._unsent) > _MOST_UNSENT:
+        if self.is_closed or (len(self._unsent) > _MOST_UNSENT and not self.keeps_all):
             return
         line = json.dumps(message).encode() + b"\n"
         with self._sending:

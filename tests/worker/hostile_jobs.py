@@ -6,12 +6,13 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from queuedtask import current_task
+from queuedtask import current_task, set_context
 
 
 def loop() -> None:
@@ -148,3 +149,22 @@ NINE: dict[str, Callable[..., object]] = {
         sleep_async,
     )
 }
+
+
+def fork_and_raise(how: str) -> int:
+    """Fork a child that ends as Python code does; return the exit code that it ends with."""
+    child = os.fork()
+    if child == 0:
+        if how == "exit":
+            sys.exit(7)
+        if how == "raise":
+            raise ValueError("in the child")
+        return 1
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def give(result: int, context: int = 0) -> str:
+    """Return so many bytes, having set as many in the context."""
+    if context:
+        set_context("large", "x" * context)
+    return "x" * result

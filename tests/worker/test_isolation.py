@@ -47,6 +47,16 @@ def test_it_runs_in_another_process_and_its_context_logs_and_result_come_as_ever
     assert ref.row().date_started is not None
 
 
+@pytest.mark.parametrize(("result", "context"), [(300_000, 0), (2_000_000, 0), (10, 20_000_000)])
+def test_what_is_large_comes_at_once(
+    queue: Queue, add_suspect: Callable[..., TaskRef], result: int, context: int
+) -> None:
+    with working(queue, task_timeout=3600):
+        ref = ended(add_suspect(hostile_jobs.give, result, context), timeout=30)
+    assert len(ref.result) == result
+    assert len(ref.context.get("large", "")) == context
+
+
 def test_a_process_is_kept_for_the_next_one_and_never_has_two_at_a_time(
     queue: Queue, add_suspect: Callable[..., TaskRef]
 ) -> None:

@@ -120,6 +120,23 @@ def test_a_task_that_always_kills_its_process_ends_as_lost_and_takes_nobody_alon
     assert "in segfault" in stack[-1][0]
 
 
+def test_a_process_that_a_task_forks_ends_with_its_copy_of_the_task(queue: Queue, database_url: str) -> None:
+    codes = {"exit": 7, "raise": 1, "return": 0}
+    once = queue.options(max_retries=0)
+    refs = {
+        (how, isolation): once.options(isolation=isolation).add_task(jobs.fork_and_raise, how)
+        for how in codes
+        for isolation in ("thread", "process")
+    }
+    others = [queue.add_task(jobs.process_number) for _ in range(100)]
+    with tree(database_url, "-w", "2", "--burst") as worker:
+        assert worker.process.wait(60) == 0
+    for (how, _), ref in refs.items():
+        assert ref.result == codes[how]
+    assert {other.row().attempt for other in others} == {1}
+    assert len({other.result for other in others}) == 1
+
+
 def test_a_process_that_dies_at_once_again_and_again_is_started_after_growing_delays(
     queue: Queue, database_url: str
 ) -> None:
