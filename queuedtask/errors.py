@@ -4,6 +4,8 @@ A leaf: it imports nothing of ours, so that every floor may raise and catch thes
 builtin that a caller would guess, so ``except LookupError`` works without knowing us.
 """
 
+from datetime import timedelta
+
 
 class QueuedTaskError(Exception):
     """Be the root of all errors of this package."""
@@ -128,14 +130,20 @@ class DatabaseUnavailable(QueuedTaskError, ConnectionError):
 class Retry(QueuedTaskError):
     """Ask for another attempt of the running task; raise it inside a task.
 
-    ``delay`` is in seconds, None stands for the task's back-off. It uses up one retry; with none left the task fails.
+    ``delay``: seconds or a timedelta, at most 100 years; None stands for the task's back-off. It uses up one retry;
+    with none left the task fails.
     """
 
-    def __init__(self, message: str = "the task asked to be retried", *, delay: float | None = None) -> None:
+    def __init__(
+        self, message: str = "the task asked to be retried", *, delay: float | timedelta | None = None
+    ) -> None:
         super().__init__(message)
-        if delay is not None and not 0 <= delay < float("inf"):
-            raise ValueError(f"Retry(delay={delay!r}): a number of seconds, 0 or more, or None")
-        self.delay = delay
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if seconds is not None and not 0 <= seconds <= 100 * 366 * 86400:
+            raise ValueError(
+                f"Retry(delay={delay!r}): a number of seconds or a timedelta, 0 or more, at most 100 years, or None"
+            )
+        self.delay = seconds
 
 
 class Cancel(QueuedTaskError):

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import psycopg2.errors
@@ -238,6 +239,17 @@ def test_the_limit_of_the_payload_is_the_setting(queue: Queue) -> None:
     with pytest.raises(NotSerializable, match="20"):
         queue.add_task(plain, a="ü" * 10)
     assert count(queue) == 1
+
+
+class Urgency(int, Enum):
+    HIGH = 7
+
+
+def test_a_number_may_be_one_of_an_enum(queue: Queue) -> None:
+    parent = queue.options(priority=Urgency.HIGH).add_task(plain)
+    with queue.batch() as batch:
+        ref = batch.options(priority=Urgency.HIGH, max_retries=Urgency.HIGH, parent=parent).add_task(plain)
+    assert (parent.row().priority, ref.row().priority) == (7, 7)
 
 
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001

@@ -30,6 +30,8 @@ logger = logging.getLogger("queuedtask.database")
 # A cut network is noticed within about ten seconds; by default never. What the URL says comes first.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "application_name": "queuedtask",
+    # Whatever the environment, the role or the database says: what cannot be sent would stop a worker.
+    "client_encoding": "utf8",
     "connect_timeout": 5,
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -168,20 +170,22 @@ class Database:
     def _autocommit(self) -> Iterator[Cursor]:
         engine = self.engine
         connection = self._take_kept(engine) or _checkout(engine)
-        cast(Any, connection.dbapi_connection).autocommit = True
+        driver_connection = cast(Any, connection.dbapi_connection)
+        as_found = engine is self._given and driver_connection.autocommit
+        driver_connection.autocommit = True
         try:
             yield cast(Cursor, connection.cursor())
         except BaseException as error:
             try:
                 _abandon(engine, connection, error)
             finally:
-                _give_back(connection)
+                _give_back(connection, autocommit=as_found)
             raise
         # Last, and one or the other: an interrupt in between must not leave it in the pool and at hand.
         if self._may_keep(engine):
             self._kept.append(_Kept(connection, engine.pool, time.monotonic()))
         else:
-            _give_back(connection)
+            _give_back(connection, autocommit=as_found)
 
     def _may_keep(self, engine: Engine) -> bool:
         # Giving a connection back and taking it again is a tenth of adding a task.
@@ -236,6 +240,8 @@ class Database:
             connection = self.engine.connect()
         except (psycopg2.OperationalError, exc.OperationalError, exc.TimeoutError) as error:
             raise unavailable(error) from error
+        if cast(Any, connection.connection.dbapi_connection).autocommit:
+            connection = connection.execution_options(isolation_level="READ COMMITTED")
         # The transaction has begun with it: behind PgBouncer the backend stays the same until its end.
         return TaskConnection(connection, int(connection.execute(select(func.pg_backend_pid())).scalar_one()))
 
@@ -243,7 +249,7 @@ class Database:
         """Close the pooled connections; a later use opens new ones. An engine that the caller brought is left alone."""
         if self._engine is not None and self._engine is not self._given and self._pid == os.getpid():
             while (kept := self._pop_kept()) is not None:
-                _give_back(kept.connection)
+                _give_back(kept.connection, autocommit=False)
             self._engine.dispose()
 
 
@@ -380,6 +386,11 @@ def unavailable(error: Exception) -> DatabaseUnavailable:
 @contextmanager
 def _transaction(engine: Engine) -> Iterator[Cursor]:
     connection = _checkout(engine)
+    driver_connection = cast(Any, connection.dbapi_connection)
+    # An engine of the caller's may have been made to commit by itself.
+    as_found = driver_connection.autocommit
+    if as_found:
+        driver_connection.autocommit = False
     try:
         yield cast(Cursor, connection.cursor())
         connection.commit()
@@ -387,13 +398,15 @@ def _transaction(engine: Engine) -> Iterator[Cursor]:
         _abandon(engine, connection, error)
         raise
     finally:
+        if as_found and not driver_connection.closed:
+            driver_connection.autocommit = True
         connection.close()
 
 
-def _give_back(connection: PoolProxiedConnection) -> None:
+def _give_back(connection: PoolProxiedConnection, *, autocommit: bool) -> None:
     driver_connection = cast(Any, connection.dbapi_connection)
     if driver_connection is not None and not driver_connection.closed:
-        driver_connection.autocommit = False
+        driver_connection.autocommit = autocommit
     connection.close()
 
 

@@ -192,7 +192,7 @@ def _integer(least: int) -> Callable[[str, object], int]:
     def check(option: str, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
             raise InvalidTask(f"{option}={value!r}: must be a whole number from {least} to {2**31 - 1}")
-        return value
+        return int(value)  # an Enum of numbers is written otherwise
 
     return check
 

@@ -457,7 +457,7 @@ class Manager:
                         slots=self._config.max_workers,
                         only=self._rules().claimable,
                     )
-        except psycopg2.Error as error:
+        except (psycopg2.Error, ValueError) as error:  # the driver's own, for what it cannot send
             if is_transient(error) or is_conflict(error) or not pending:
                 raise
             settlements.write_one_by_one(self._link, worker=self.id, on_written=self._plan_releases)

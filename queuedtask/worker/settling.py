@@ -150,7 +150,7 @@ class Settlements:
             try:
                 with link.transaction() as cursor:
                     refused = self._write(cursor, [settling], worker)
-            except psycopg2.Error as error:
+            except (psycopg2.Error, ValueError) as error:
                 if is_transient(error) or settling.decision.outcome.error_type == "NotStorable":
                     raise
                 logger.exception("task %s: how it ended could not be stored", settling.task.id)

@@ -221,6 +221,34 @@ def test_a_given_engine_has_its_connections_back_after_each_statement(database_u
     engine.dispose()
 
 
+def test_an_engine_that_commits_by_itself_stays_so_and_its_transactions_are_some(database_url: str) -> None:
+    engine = create_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=1, isolation_level="AUTOCOMMIT")
+    database = Database(Config(), engine)
+
+    def seen() -> int:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("INSERT INTO seen DEFAULT VALUES")
+        return int(execute(database_url, "SELECT count(*) FROM seen")[0][0])
+
+    execute(database_url, "CREATE TABLE seen (number integer)")
+    with database.autocommit() as cursor:
+        cursor.execute("SELECT 1")
+    assert seen() == 1
+    with pytest.raises(RuntimeError), database.transaction() as cursor:
+        cursor.execute("INSERT INTO seen DEFAULT VALUES")
+        raise RuntimeError
+    assert seen() == 2
+    with database.transaction() as cursor:
+        cursor.execute("INSERT INTO seen DEFAULT VALUES")
+    assert seen() == 4
+    taken = database.open_for_task()
+    taken.connection.exec_driver_sql("INSERT INTO seen DEFAULT VALUES")
+    taken.connection.rollback()
+    taken.connection.close()
+    assert seen() == 5
+    engine.dispose()
+
+
 # -------------------------------------------------------------------------------------------- a server that is gone
 
 

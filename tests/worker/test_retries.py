@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,13 @@ def test_a_delay_of_retry_comes_before_any_back_off(queue: Queue) -> None:
     with working(queue, max_retries=3):
         ref = queue.options(backoff=[33]).add_task(jobs.retry_in, 44)
         assert delay_after_failing(queue, ref) == pytest.approx(44, abs=1)
-    assert Retry(delay=44).delay == 44
+    assert (Retry(delay=44).delay, Retry(delay=timedelta(minutes=1)).delay) == (44, 60)
+
+
+@pytest.mark.parametrize("delay", [-1, 1e300, float("nan"), timedelta(days=-1), timedelta(days=99999)])
+def test_a_delay_that_no_row_could_hold_is_refused(delay: float | timedelta) -> None:
+    with pytest.raises(ValueError, match="at most 100 years"):
+        Retry(delay=delay)
 
 
 # ----------------------------------------------------------------------------------------------- a process of their own

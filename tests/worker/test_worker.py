@@ -1,5 +1,6 @@
 """A whole worker against a real database: what becomes of tasks, and what stands in the rows."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -250,6 +251,25 @@ def test_an_end_that_the_database_refuses_does_not_take_its_neighbours_down(
     monkeypatch.setattr("queuedtask.model.codec.encode_result", lambda value, most: "{" if value == 13 else "1")
     with working(queue, max_retries=0):
         bad = queue.add_task(jobs.add, 6, 7)
+        good = [queue.add_task(jobs.add, n, n) for n in range(20)]
+        assert ended(bad, "failed").row().error_type == "NotStorable"
+        for ref in good:
+            ended(ref)
+
+
+def test_the_encoding_of_the_environment_is_of_no_account(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with contextlib.closing(Queue(queue.config.database_url)) as latin, working(latin, max_retries=0):
+        ref = latin.add_task(jobs.fail, "price 5 \N{EURO SIGN}")
+        assert ended(ref, "failed").error == "ValueError: price 5 \N{EURO SIGN}"
+
+
+def test_an_end_that_the_driver_cannot_send_does_not_take_its_neighbours_down(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("queuedtask.run.executor._text", lambda text: text)
+    with working(queue, max_retries=0):
+        bad = queue.add_task(jobs.fail_with_nul)
         good = [queue.add_task(jobs.add, n, n) for n in range(20)]
         assert ended(bad, "failed").row().error_type == "NotStorable"
         for ref in good:

@@ -254,6 +254,10 @@ queues: list[Any] = []
 """The queue of a worker in the test's own process."""
 
 
+def fail_with_nul() -> None:
+    raise ValueError("a\0b")
+
+
 def fail_when_released() -> None:
     assert released.wait(30)
     raise ValueError("released")
