@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from queuedtask.errors import ConfigError
 
@@ -93,12 +93,17 @@ def _channel_name(value: Any) -> str:
     return _text(value)
 
 
+_PLACE: Final = re.compile(r"([^:/]*(:[^@]*)?@)?(\[[^/?\]]+\]|[^/:?\[\]]*)(:\d*)?([/?].*)?$", re.DOTALL)
+
+
 def _postgresql_url(value: Any) -> str:
     scheme, separator, rest = _text(value).partition("://")
-    dialect, _, driver = scheme.partition("+")
+    dialect = scheme.partition("+")[0]
     _require(separator != "" and dialect.isalnum(), "it has no scheme")
     _require(dialect.lower() in ("postgresql", "postgres"), f"{dialect} is no PostgreSQL")
-    return f"postgresql+{driver or 'psycopg2'}://{rest}"
+    _require(_PLACE.match(rest) is not None, "its host and port cannot be read")
+    # Whatever driver it names for others: ours is always the same.
+    return f"postgresql+psycopg2://{rest}"
 
 
 def _directory(value: Any) -> Path:

@@ -243,13 +243,15 @@ def test_a_boolean_has_several_words_for_false(word):
         ("postgres://h/d", "postgresql+psycopg2://h/d"),
         ("postgresql://u:p@h:5433/d?sslmode=require", "postgresql+psycopg2://u:p@h:5433/d?sslmode=require"),
         ("PostgreSQL://h/d", "postgresql+psycopg2://h/d"),
-        ("postgresql+psycopg://h/d", "postgresql+psycopg://h/d"),
-        ("postgres+psycopg://h/d", "postgresql+psycopg://h/d"),
+        ("postgresql+psycopg://h/d", "postgresql+psycopg2://h/d"),
+        ("postgres+asyncpg://h/d", "postgresql+psycopg2://h/d"),
+        ("postgresql://u:p#a/b?@[::1]:5/d", "postgresql+psycopg2://u:p#a/b?@[::1]:5/d"),
+        ("postgresql://u@/d?host=/run/a:b", "postgresql+psycopg2://u@/d?host=/run/a:b"),
         ("postgresql+psycopg2://h/d", "postgresql+psycopg2://h/d"),
         ("postgresql://", "postgresql+psycopg2://"),
     ],
 )
-def test_a_url_names_the_driver_and_keeps_the_one_it_names(given, kept):
+def test_a_url_names_our_driver_whatever_it_named(given, kept):
     assert Config(database_url=given, listen_url=given).database_url == kept
     assert resolve(environ={"QUEUE_LISTEN_URL": given}).listen_url == kept
 
@@ -287,8 +289,11 @@ BAD_VALUES = [
     ("max_retries", [-1, 3.0]),
     ("use_postgresql_notify", [1, 0, "true", None]),
     ("notify_channel", ["", "x" * 64, "é" * 32, "a\0b", "\udc80", None, b"queue"]),
-    ("database_url", ["", "localhost/shop", "sqlite:///x.db", "mysql+pymysql://h/d", 5, "host=h dbname=d"]),
-    ("listen_url", ["redis://h"]),
+    (
+        "database_url",
+        ["", "localhost/shop", "sqlite:///x.db", "mysql+pymysql://h/d", 5, "host=h dbname=d", "postgresql://h:bad/d"],
+    ),
+    ("listen_url", ["redis://h", "postgresql://[::1/d"]),
     ("pool_size", [0]),
     ("embedded_dir", ["", 5, "a\0b"]),
     ("app", ["", "shop.", "shop:", "shop/tasks.py", "a:b:c", "1shop", 5]),

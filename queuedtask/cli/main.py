@@ -1,5 +1,6 @@
 """The command line's entry: parse, import what the command needs, run it, and turn errors into exit codes."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None, *, app: str | None = None) -> int:
@@ -20,6 +22,9 @@ def main(argv: Sequence[str] | None = None, *, app: str | None = None) -> int:
 
     ``app`` is the application where the command line names none; a framework's command knows it.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed, which is no reason to fail
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it stays open)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A task's text must not break a command because the terminal knows fewer characters.
@@ -42,11 +47,21 @@ def main(argv: Sequence[str] | None = None, *, app: str | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has had enough. Python would flush it once more at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has had enough.
+        _write_no_more()
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _write_no_more()
+        return _refuse(f"the output cannot be written: {error.strerror}", FAILED)
 
 
-def _refuse(error: Exception, code: int) -> int:
+def _write_no_more() -> None:
+    # Python would flush it once more at exit, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse(error: Exception | str, code: int) -> int:
     print(f"queuedtask: error: {error}", file=sys.stderr)
     return code

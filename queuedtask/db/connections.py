@@ -343,7 +343,8 @@ def _is_usable(dbapi_connection: Any, idle_since: float | None) -> bool:
 def _checkout(engine: Engine) -> PoolProxiedConnection:
     try:
         return engine.raw_connection()
-    except (psycopg2.OperationalError, exc.OperationalError, exc.TimeoutError) as error:
+    # ProgrammingError: libpq does not know what the URL says.
+    except (psycopg2.OperationalError, psycopg2.ProgrammingError, exc.OperationalError, exc.TimeoutError) as error:
         raise unavailable(error) from error
 
 
@@ -365,7 +366,7 @@ def _bare(url: URL) -> psycopg2.extensions.connection:
     connection: psycopg2.extensions.connection
     try:
         connection = psycopg2.connect(**_defaults_for(url), **parameters)
-    except psycopg2.OperationalError as error:
+    except (psycopg2.OperationalError, psycopg2.ProgrammingError) as error:
         raise unavailable(error) from error
     connection.autocommit = True
     return connection

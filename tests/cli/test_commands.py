@@ -2,6 +2,9 @@
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +411,17 @@ def test_retry_takes_a_channel_and_another_end(queue: Queue, capsys: pytest.Capt
     assert (mail.state, other.state) == ("enqueued", "cancelled")
     assert main(["retry", other.id, "--channel", "mail"]) == 2
     assert main(["retry", "--state", "doing"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        (">/dev/full", 1, "queuedtask: error: the output cannot be written: No space left on device\n"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_output_that_goes_nowhere(queue: Queue, output: str, code: int, said: str) -> None:
+    line = f"{shlex.quote(sys.executable)} -m queuedtask tasks --json {output}"
+    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (code, said)
