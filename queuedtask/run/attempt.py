@@ -217,7 +217,7 @@ class Attempt:
     def give_up(self) -> None:
         """Take the slot from it. Who waits for a write of its context is let go."""
         self.should_abort = self.is_given_up = self.is_unattended = True
-        self.context.confirm(also_waiting=True)
+        self.context.confirm(is_last=True)
 
     def seconds(self) -> float | None:
         """Return for how long the task's own code has been running; None when it has not begun."""
@@ -462,7 +462,7 @@ def flush_context() -> None:
     """Write the running task's context to its row now, and return when it is there.
 
     Outside a task it does nothing. The write is the worker's: it is not part of a transaction of the task's own.
-    Raises LeaseLost when the attempt has outlived its timeout and was given up.
+    Raises LeaseLost when the attempt has ended, or has outlived its timeout and was given up.
     """
     attempt = _thread.attempt
     if attempt is not None:
@@ -477,6 +477,8 @@ def flush_context() -> None:
                 is_written = written.wait(timeout=0.1)
         if attempt.is_given_up:
             raise LeaseLost("the attempt outlived its timeout and was given up: its context is not written any more")
+        if written.is_too_late:
+            raise LeaseLost("the attempt has ended: its context is not written any more")
 
 
 def swap_context(context: Context | None) -> Context | None:

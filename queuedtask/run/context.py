@@ -12,10 +12,22 @@ from typing import Any
 from queuedtask.model import codec
 
 
+class Write(threading.Event):
+    """A write that somebody waits for."""
+
+    is_too_late = False
+    """It will not come: the attempt has ended before it was asked for."""
+
+    def give_up(self) -> None:
+        """Say that it will not come."""
+        self.is_too_late = True
+        self.set()
+
+
 class Context:
     """One attempt's context, or that of a thread outside any task (then it stays in memory)."""
 
-    __slots__ = ("_changed", "_lock", "_plain", "_taken", "_text", "_urgent", "_waiting")
+    __slots__ = ("_changed", "_is_closed", "_lock", "_plain", "_taken", "_text", "_urgent", "_waiting")
 
     def __init__(self, text: str | None = None) -> None:
         self._text = text
@@ -24,8 +36,9 @@ class Context:
         self._changed = False
         self._urgent = False
         # Who waits for the next write, and for the one that is under way.
-        self._waiting: list[threading.Event] = []
-        self._taken: list[threading.Event] = []
+        self._waiting: list[Write] = []
+        self._taken: list[Write] = []
+        self._is_closed = False
 
     def set(self, path: str, value: object, *, auto_commit: bool = True) -> None:
         """Set the value at a dotted path, making the mappings on the way.
@@ -89,12 +102,15 @@ class Context:
                 self._text = codec.dumps(document)
             return self._text if document else None
 
-    def request_write(self) -> threading.Event:
-        """Ask for a write; the event is set once everything that was set before has been written."""
-        written = threading.Event()
+    def request_write(self) -> "Write":
+        """Ask for a write; the event is set once everything that was set before has been written, or never will be."""
+        written = Write()
         with self._lock:
             self._changed = self._urgent = True
-            self._waiting.append(written)
+            if self._is_closed:
+                written.give_up()
+            else:
+                self._waiting.append(written)
         return written
 
     def take_changes(self, *, also_deferred: bool) -> str | None:
@@ -109,16 +125,20 @@ class Context:
             self._taken, self._waiting = self._taken + self._waiting, []
             return codec.dumps(self._document())
 
-    def confirm(self, *, also_waiting: bool = False) -> None:
+    def confirm(self, *, is_last: bool = False) -> None:
         """Say that what was taken has been written; or, to those who wait as well, that nothing will be any more."""
-        if not self._taken and not also_waiting:
+        if not self._taken and not is_last:
             return
         with self._lock:
             taken, self._taken = self._taken, []
-            if also_waiting:
-                taken, self._waiting = taken + self._waiting, []
-        for waiter in taken:
-            waiter.set()
+            late: list[Write] = []
+            if is_last:
+                self._is_closed = True
+                late, self._waiting = self._waiting, []
+        for write in taken:
+            write.set()
+        for write in late:
+            write.give_up()
 
     def replace(self, text: str) -> None:
         """Take over the whole context from the process in which the task runs; it is due to be written."""
@@ -145,4 +165,6 @@ def steps_of(path: str) -> list[str]:
     steps = path.split(".")
     if not all(steps):
         raise ValueError(f"{path!r} is not a path of names joined by dots, such as 'progress.rows'")
+    if len(steps) > codec.MAX_DEPTH:
+        raise ValueError(f"a path of {len(steps)} names: at most {codec.MAX_DEPTH}")
     return [codec.clean_text(step) for step in steps]

@@ -142,7 +142,7 @@ def _outcome(attempt: Attempt) -> Outcome:
             track.complete(attempt)
         return Outcome(outcome.RETURNED, codec.encode_result(guard.value, MAX_RESULT_BYTES))
     if isinstance(error, Cancel):
-        return Outcome(outcome.ASKED_FOR_CANCEL, None, "Cancel", _text(str(error)))
+        return Outcome(outcome.ASKED_FOR_CANCEL, None, "Cancel", _text(_describe(error)))
     if isinstance(error, Retry):
         delay = _own_backoff(attempt) if error.delay is None else error.delay
         return _raised(error)._replace(kind=outcome.ASKED_FOR_RETRY, delay=delay)

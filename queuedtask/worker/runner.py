@@ -99,6 +99,7 @@ class Runner:
             self._wire.send(lines=lines, context=context, flush=is_flush_wanted)
         if ended is not None:
             self._attempt = None
+            attempt.context.confirm(is_last=True)
             self._wire.send(ended=ended._asdict())
 
     def _flush_wanted(self) -> None:

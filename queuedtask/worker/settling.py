@@ -122,7 +122,7 @@ class Settlements:
     def _written(self, settlings: Sequence[Settling], refused: Sequence[Settling]) -> list[Decision]:
         for s in settlings:
             if s.attempt is not None:
-                s.attempt.context.confirm()
+                s.attempt.context.confirm(is_last=True)
                 if s.decision.edge is states.HAND_BACK:
                     self.handed_back.append(s.task.id)
         if self._hooks.settle:

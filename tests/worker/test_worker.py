@@ -276,6 +276,22 @@ def test_an_end_that_the_driver_cannot_send_does_not_take_its_neighbours_down(
             ended(ref)
 
 
+def test_whoever_flushes_the_context_of_a_task_that_has_ended_is_let_go(queue: Queue) -> None:
+    with working(queue):
+        ref = ended(queue.add_task(jobs.leave_a_thread_that_flushes))
+        jobs.released.set()
+        wait_until(lambda: jobs.flushed)
+    assert "LeaseLost" in jobs.flushed.pop()
+    assert ref.context == {}
+
+
+def test_a_context_that_is_too_deep_and_a_reason_that_cannot_be_read_are_the_task_s_own(queue: Queue) -> None:
+    with working(queue, max_retries=0):
+        deep = queue.add_task(jobs.set_far_down)
+        assert ended(deep, "failed").error == "ValueError: a path of 3000 names: at most 100"
+        ended(queue.add_task(jobs.cancel_unreadably), "cancelled")
+
+
 def test_idle_slots_end_and_come_back(queue: Queue) -> None:
     with working(queue, worker_idle_timeout=0.1) as manager:
         ended(queue.add_task(jobs.add, 1, 1))

@@ -10,6 +10,7 @@ from typing import Any
 
 from queuedtask import Cancel, Retry, current_task, flush_context, get_context, set_context, track
 
+flushed: list[str] = []
 released = threading.Event()
 """What blocked() waits for."""
 
@@ -252,6 +253,33 @@ def add_and_wait(n: int) -> Any:
 
 queues: list[Any] = []
 """The queue of a worker in the test's own process."""
+
+
+def leave_a_thread_that_flushes() -> None:
+    """End while a thread that has joined the task goes on, and asks for a write once the task has ended."""
+
+    def flush_late() -> None:
+        released.wait(30)
+        set_context("late", True)
+        try:
+            flush_context()
+        except BaseException as error:
+            flushed.append(repr(error))
+
+    threading.Thread(target=current_task().copy_context().run, args=(flush_late,), daemon=True).start()
+
+
+def set_far_down() -> None:
+    set_context(".".join(["a"] * 3000), 1)
+
+
+class Unreadable(Cancel):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def cancel_unreadably() -> None:
+    raise Unreadable
 
 
 def fail_with_nul() -> None:
