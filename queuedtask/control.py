@@ -110,7 +110,8 @@ class Control:
 
     def wait(self, task_id: str, timeout: float | None, *, may_be_uncommitted: bool) -> TaskEnd:
         """Return how a task has ended, once it is *done*. Raises what :meth:`queuedtask.TaskRef.wait` says."""
-        if timeout is not None and not 0 <= timeout < float("inf"):
+        given: object = timeout
+        if timeout is not None and not (isinstance(given, int | float) and 0 <= timeout < float("inf")):
             raise ValueError(f"wait(timeout={timeout!r}): a number of seconds, 0 or more, or None")
         # On connections of ours: what is asked for in a transaction that stays open would be in the settler's way.
         return _Wait(self._database.apart, self._announcements, task_id, timeout).run(may_be_uncommitted)

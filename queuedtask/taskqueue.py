@@ -23,7 +23,7 @@ from queuedtask.db.health import HealthCheck
 from queuedtask.db.measures import Limits
 from queuedtask.db.reads import WorkerRow
 from queuedtask.db.schedules import ScheduleRow
-from queuedtask.errors import InvalidTask, ScheduleNotFound
+from queuedtask.errors import ConfigError, InvalidTask, ScheduleNotFound
 from queuedtask.model import codec, functions, limits, options, orders, pickles, schedule, states
 from queuedtask.model.cron import Cron
 from queuedtask.model.measures import Metrics
@@ -71,9 +71,18 @@ class Queue:
         if engine is not None:
             if database_url is not None:
                 raise TypeError("Queue(): give database_url or engine, not both")
+            if not isinstance(engine, Engine):
+                raise TypeError(f"Queue(engine={engine!r}): must be a SQLAlchemy Engine")
+            if engine.dialect.name == "postgresql" and engine.driver != "psycopg2":
+                raise ConfigError(
+                    f"Queue(engine=…): its driver is {engine.driver}, and must be psycopg2; that of a URL is of no "
+                    "account"
+                )
             arguments["database_url"] = engine.url.render_as_string(hide_password=False)
         elif database_url is not None:
             arguments["database_url"] = database_url
+        if config is not None and not isinstance(config, Config):
+            raise TypeError(f"Queue(config={config!r}): must be a Config, such as Config(max_workers=3)")
         self._work_on(Config.resolve(config, arguments=arguments), engine)
         self._known: WeakKeyDictionary[FunctionType, KnownFunction] = WeakKeyDictionary()
         self.declarations = Declarations()
@@ -518,6 +527,7 @@ class Queue:
         """Return refs of tasks, the newest first; what is None does not restrict, ``limit=None`` returns all."""
         if state is not None and state not in states.STATES:
             raise ValueError(f"state={state!r}: must be one of {', '.join(states.STATES)}")
+        limit = _whole("limit", limit)
         with self.database.transaction() as cursor:
             found = reads.find_tasks(
                 cursor, states=None if state is None else [state], name=name, channel=channel, limit=limit
@@ -573,8 +583,8 @@ class Queue:
             name=name,
             channel=channel,
             since=None if since is None else options.seconds("since", since),
-            max_requeues=max_requeues,
-            limit=limit,
+            max_requeues=_whole("max_requeues", max_requeues),
+            limit=_whole("limit", limit),
         )
         requeued, skipped = self._control.requeue(which)
         if skipped:
@@ -684,8 +694,16 @@ def _orderable(
         name=name,
         channel=channel,
         since=None if since is None else options.seconds("since", since),
-        limit=limit,
+        limit=_whole("limit", limit),
     )
+
+
+def _whole(what: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError(f"{what}={value!r}: must be a whole number from 0 to {2**31 - 1}, or None")
+    return int(value)
 
 
 def _states(what: str, value: str | Sequence[str], allowed: Sequence[str]) -> tuple[str, ...]:

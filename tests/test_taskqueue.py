@@ -17,6 +17,7 @@ from sqlalchemy import create_engine
 from helpers import execute, raw_connection, wait_until
 from queuedtask import (
     Config,
+    ConfigError,
     DatabaseUnavailable,
     InvalidTask,
     NotAllowed,
@@ -702,6 +703,30 @@ def test_an_engine_of_the_caller_s_is_used_and_left_open(database_url: str) -> N
 def test_a_url_and_an_engine_together_are_refused(database_url: str) -> None:
     with pytest.raises(TypeError, match="not both"):
         Queue(database_url, engine=create_engine(database_url))
+
+
+def test_what_is_no_engine_of_ours_and_no_config_is_refused() -> None:
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with pytest.raises(ConfigError, match="its driver is psycopg, and must be psycopg2"):
+        Queue(engine=create_engine("postgresql+psycopg://h/d"))
+    with pytest.raises(TypeError, match="must be a SQLAlchemy Engine"):
+        Queue(engine="postgresql://h/d")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be a Config"):
+        Queue(config={"max_workers": 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [-1, 2**31, "x", 1.5, True])
+def test_a_limit_is_a_whole_number(queue: Queue, limit: Any) -> None:
+    for call in (
+        queue.find,
+        queue.retry_failed,
+        functools.partial(queue.cancel, name="a"),
+        functools.partial(queue.stop, name="a"),
+    ):
+        with pytest.raises(ValueError, match=r"limit=.*must be a whole number from 0"):
+            call(limit=limit)
+    with pytest.raises(ValueError, match=r"max_requeues=.*must be a whole number from 0"):
+        queue.retry_failed(max_requeues=limit)
 
 
 def test_a_closed_queue_can_be_used_again(queue: Queue) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,12 @@ def test_the_connection_is_closed_some_time_after_the_last_wait(
         queue.add_task("a:b").wait(0.3)
     wait_until(lambda: not listeners(database_url))
     wait_until(lambda: "queuedtask-announcements" not in [thread.name for thread in threading.enumerate()])
+
+
+@pytest.mark.parametrize("timeout", [-1, float("inf"), "1", timedelta(seconds=1)])
+def test_a_timeout_is_a_number_of_seconds(queue: Queue, timeout: Any) -> None:
+    with pytest.raises(ValueError, match="a number of seconds, 0 or more, or None"):
+        queue.add_task("a:b").wait(timeout=timeout)
 
 
 @pytest.fixture
