@@ -27,6 +27,7 @@ exit codes:
   141  whoever read the output has closed it
 """
 
+LONGEST_DURATION = 100 * 366 * 86400
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -39,7 +40,10 @@ def duration(text: str) -> float:
     number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "")
     if not number.isdecimal() or unit not in _UNITS or len(number) > 9:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration, such as 90, 90s, 15m, 1h or 2d")
-    return int(number) * _UNITS[unit]
+    seconds = int(number) * _UNITS[unit]
+    if seconds > LONGEST_DURATION:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 100 years")
+    return seconds
 
 
 def task_id(text: str) -> str:
@@ -67,7 +71,7 @@ def number(least: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not text.isdecimal() or not least <= int(text[:20]) < 2**31:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {2**31 - 1}")
         return int(text)
 
     return parse

@@ -239,6 +239,8 @@ class EmbeddedServer:
             return None
         except PermissionError as error:
             raise DatabaseUnavailable(self._not_yours(error)) from error
+        except NotADirectoryError as error:
+            raise DatabaseUnavailable(f"QUEUE_EMBEDDED_DIR={self.directory}: this is no directory") from error
         except (ValueError, IndexError):
             return None
         return _Postmaster(pid, socket_directory, port, len(lines) > 7 and lines[7].strip() == "ready")

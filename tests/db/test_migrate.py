@@ -296,6 +296,18 @@ def restored_url(database_url: str, empty_database_url: str, program: Callable[.
     return empty_database_url
 
 
+def test_a_dump_of_all_tables_needs_no_upgrade(
+    database_url: str, empty_database_url: str, program: Callable[..., str]
+) -> None:
+    execute(database_url, FILL)
+    dump = program("pg_dump", "-t", "queued_task*", for_libpq(database_url))  # as the documentation says
+    program("psql", "-qX", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, for_libpq(empty_database_url), given=dump)
+    with contextlib.closing(upgraded(empty_database_url)) as connection:
+        assert migrate.upgrade(connection.cursor()) == []
+    edges = "SELECT task, parent FROM queued_task_dependencies ORDER BY 1, 2"
+    assert execute(empty_database_url, edges) == execute(database_url, edges) != []
+
+
 def upgraded(url: str) -> Any:
     connection = raw_connection(url, autocommit=False)
     migrate.upgrade(connection.cursor())

@@ -20,8 +20,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
 from queuedtask.cli.output import redacted
-from queuedtask.contrib.django import queue
 from queuedtask.contrib.django.models import Task, TaskAttempt, TaskLog, Worker
+from queuedtask.contrib.django.queues import the_queue
 from queuedtask.db import reads
 from queuedtask.errors import NotAllowed, TaskNotFound
 from queuedtask.model import states
@@ -65,7 +65,7 @@ class TaskList(ChangeList):
         if self.result_count >= COUNTED:
             found = f"more than {COUNTED:,} tasks"
             if not self.query and not self.has_active_filters:
-                with queue.database.autocommit() as cursor:
+                with the_queue().database.autocommit() as cursor:
                     found = f"about {max(reads.estimated_tasks(cursor), COUNTED):,} tasks"
             self.title = f"{found}; these are the newest {COUNTED:,}"
         if self.is_bounded:
@@ -227,7 +227,7 @@ class TaskAdmin(_ToLookAt):
         count, refused = 0, ""
         for task_id in ids:
             try:
-                do(TaskRef(queue, task_id, created=False))
+                do(TaskRef(the_queue(), task_id, created=False))
             except (NotAllowed, TaskNotFound) as error:
                 refused = str(error)
             else:
@@ -242,7 +242,7 @@ class TaskAdmin(_ToLookAt):
     @admin.display(description="arguments")
     def arguments(self, task: Task) -> SafeString:
         """Show what the function gets, with what QUEUE_REDACT names masked."""
-        return _json({"args": task.args, "kwargs": redacted(task.kwargs, queue.config.redact)})
+        return _json({"args": task.args, "kwargs": redacted(task.kwargs, the_queue().config.redact)})
 
     @admin.display(description="parents")
     def parents_shown(self, task: Task) -> SafeString:

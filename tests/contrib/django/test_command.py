@@ -100,6 +100,15 @@ def test_without_settings_it_says_what_is_missing(project: Project) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_setting_that_is_none_is_said_by_a_check(project: Project) -> None:
+    project.settings["QUEUEDTASK"] = {"MAX_RETRY": 3}
+    said = project.run(
+        "from django.core import checks; import queuedtask.contrib.django.admin\n"
+        "print([found.id for found in checks.run_checks() if 'max_retry' in found.msg])"
+    )
+    assert said == "['queuedtask.E001']\n"
+
+
 def test_an_alias_that_is_no_postgresql_is_said_at_the_first_use(project: Project) -> None:
     project.database = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
     assert "queuedtask.E002" in project.manage("check", code=1).stderr
