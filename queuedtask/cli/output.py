@@ -155,12 +155,17 @@ def redacted(kwargs: Any, patterns: Sequence[str]) -> Any:
 
 def print_json(value: object) -> None:
     """Print a document for programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    print(json.dumps(value, indent=2, ensure_ascii=not _takes_all(), default=_plain))
 
 
 def print_json_line(value: object) -> None:
     """Print one document of many, each on a line of its own."""
-    print(json.dumps(value, ensure_ascii=False, default=_plain), flush=True)
+    print(json.dumps(value, ensure_ascii=not _takes_all(), default=_plain), flush=True)
+
+
+def _takes_all() -> bool:
+    # Otherwise what it does not know would be spelt out in a way that JSON does not know.
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
 
 
 def _plain(value: object) -> object:

@@ -1,6 +1,7 @@
 """The commands that read and control, as programs and people call them."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -411,6 +412,20 @@ def test_retry_takes_a_channel_and_another_end(queue: Queue, capsys: pytest.Capt
     assert (mail.state, other.state) == ("enqueued", "cancelled")
     assert main(["retry", other.id, "--channel", "mail"]) == 2
     assert main(["retry", "--state", "doing"]) == 2
+
+
+def test_json_is_json_in_whatever_encoding(queue: Queue) -> None:
+    queue.options(name="gr\N{LATIN SMALL LETTER U WITH DIAERESIS}ner task \N{CLOUD}").add_task("a:b")
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        ended = subprocess.run(
+            [sys.executable, "-m", "queuedtask", "tasks", "--json"],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+        (task,) = json.loads(ended.stdout.decode(encoding))
+        assert task["name"] == "gr\N{LATIN SMALL LETTER U WITH DIAERESIS}ner task \N{CLOUD}"
 
 
 @pytest.mark.parametrize(
