@@ -177,7 +177,8 @@ def forget_captures() -> None:
 
 
 _capturing: Final[list[TaskLogHandler]] = []
-_call_handlers: Callable[[logging.Logger, logging.LogRecord], None] = logging.Logger.callHandlers
+_call_handlers: Callable[[logging.Logger, logging.LogRecord], None] | None = None
+"""What ours has taken the place of, once it has."""
 
 
 def _shield_handlers() -> None:
@@ -188,12 +189,14 @@ def _shield_handlers() -> None:
     what calls them all can hold it back.
     """
     global _call_handlers
-    if logging.Logger.callHandlers is not _call_shielded:
+    # Never a second time: what stands there then may be somebody else's that calls ours, such as Sentry's.
+    if _call_handlers is None:
         _call_handlers = logging.Logger.callHandlers
         logging.Logger.callHandlers = _call_shielded  # type: ignore[method-assign, assignment]
 
 
 def _call_shielded(logger: logging.Logger, record: logging.LogRecord) -> None:
+    assert _call_handlers is not None
     for handler in _capturing.copy():
         if (attempt := handler.current()) is not None:
             root = logging.getLogger()

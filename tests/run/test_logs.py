@@ -136,6 +136,21 @@ def test_an_interrupt_leaves_no_handler_locked() -> None:
         logger.propagate = True
 
 
+def test_whoever_takes_part_in_logging_later_is_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt, seen = Attempt(), []
+    with capture_logs(logging.INFO, lambda: attempt):
+        before = logging.Logger.callHandlers
+
+        def watch(logger: logging.Logger, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+            before(logger, record)
+
+        monkeypatch.setattr(logging.Logger, "callHandlers", watch)  # as Sentry does
+    with capture_logs(logging.INFO, lambda: attempt):
+        logging.getLogger("shop").warning("a line")
+    assert (seen, [line.message for line in attempt.log.take()]) == (["a line"], ["a line"])
+
+
 def test_logging_that_is_configured_anew_is_captured_all_the_same(handler: logging.Handler) -> None:
     attempt = Attempt()
     with capture_logs(logging.INFO, lambda: attempt):
