@@ -133,6 +133,7 @@ class _Wait:
         self._until = None if timeout is None else time.monotonic() + timeout
         self._attempt = current_attempt()
         self._warn_at = NEVER if self._attempt is None else time.monotonic() + WARN_AFTER
+        self._warn_after = WARN_AFTER / 2
         self._signal = threading.Event()
         self._is_lost = False
 
@@ -241,6 +242,7 @@ class _Wait:
         if time.monotonic() < self._warn_at:
             return
         self._warn_at = NEVER
+        self._warn_after *= 2
         with self._shielded(), contextlib.suppress(DatabaseUnavailable):
             with self._database.transaction() as cursor:
                 end = reads.task_end(cursor, self._id)
@@ -248,6 +250,8 @@ class _Wait:
                     return
                 workers = reads.list_workers(cursor)
             if any(worker.idle_workers > 0 and worker.is_live(self._config.lease) for worker in workers):
+                # So say their rows, which may be as old as a heartbeat.
+                self._warn_at = time.monotonic() + self._warn_after
                 return
             text = (
                 f"waits for task {self._id}, which is {end.state}, and no worker has a slot free for it: "
