@@ -396,7 +396,8 @@ def test_a_wait_for_what_has_no_slot_is_warned_of_once(known_queue: Queue, caplo
     with known_queue.batch() as batch:
         hidden = batch.options(priority=-1).add_task(jobs.add, 1, 1)
         ref = batch.options(max_retries=0).add_task(jobs.wait_for, hidden.id, 3.0)
-    with working(known_queue, max_workers=1), pytest.raises(TaskFailed, match="TimeoutError"):
+    # What the worker says of its slots is as old as its last heartbeat.
+    with working(known_queue, max_workers=1, heartbeat_interval=0.3), pytest.raises(TaskFailed, match="TimeoutError"):
         ref.wait(20)
     warnings = [r.getMessage() for r in caplog.records if "no worker has a slot free" in r.getMessage()]
     assert len(warnings) == 1
