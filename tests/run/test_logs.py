@@ -17,6 +17,17 @@ from queuedtask.run.timeouts import Guard
 Levels = tuple[int, int]
 
 
+@pytest.fixture(autouse=True)
+def levels_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave no level behind for the tests that follow in this process."""
+    monkeypatch.setattr(logs, "_levels", logs._Levels())
+    root = logging.getLogger()
+    before = [(each, each.level) for each in (root, *root.handlers)]
+    yield
+    for each, level in before:
+        each.setLevel(level)
+
+
 @pytest.fixture
 def handler() -> Iterator[logging.Handler]:
     root = logging.getLogger()
